@@ -1,0 +1,80 @@
+"""Loads the compiled operators, and stands in for them where there are none.
+
+In: the extension `raggedbev._C`, if it was built; per operator a plain torch implementation and a fake kernel.
+Out: one callable per operator, which is the compiled operator where the dispatcher knows it and plain torch elsewhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "raggedbev"
+
+
+class SlowPathWarning(UserWarning):
+    """An operator runs as plain torch: same results, slower."""
+
+
+def _load_compiled() -> bool:
+    if importlib.util.find_spec("raggedbev._C") is None:
+        return False
+    try:
+        importlib.import_module("raggedbev._C")
+    except ImportError as error:
+        warnings.warn(
+            f"raggedbev's compiled operators do not load with torch {torch.__version__} ({error}); plain torch is used "
+            "instead: same results, slower. Installing raggedbev again rebuilds them.",
+            SlowPathWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+COMPILED = _load_compiled()
+"""Whether `raggedbev._C` was built and loads."""
+
+
+@functools.cache
+def _warn_slow_path(name: str, device_type: str) -> None:
+    warnings.warn(
+        f"raggedbev.{name} runs as plain torch on {device_type}, because no compiled kernel for it was built: "
+        "same results, slower.",
+        SlowPathWarning,
+        stacklevel=4,
+    )
+
+
+def load_operator(
+    name: str, *, fallback: Callable[..., Tensor], fake: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
+    """The operator `name`: compiled where it was built for the device of its arguments, plain torch elsewhere.
+
+    Args:
+        name: name of the operator's schema in `csrc/library.cpp`.
+        fallback: plain torch with the schema's arguments; used on every device that has no compiled kernel.
+        fake: shape and type of the result, from shapes and types only (`torch.compile`, `torch.export`).
+
+    Returns:
+        A callable with the schema's positional arguments. The plain torch path warns once per operator and device type.
+    """
+
+    @functools.wraps(fallback)
+    def slow_path(first: Tensor, *args: object) -> Tensor:
+        if not torch.compiler.is_compiling():
+            _warn_slow_path(name, first.device.type)
+        return fallback(first, *args)
+
+    qualified_name = f"{NAMESPACE}::{name}"
+    if not COMPILED or not hasattr(getattr(torch.ops, NAMESPACE), name):
+        return slow_path
+    torch.library.register_fake(qualified_name, fake)
+    torch.library.impl(qualified_name, "CompositeExplicitAutograd")(slow_path)
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
