@@ -1,0 +1,532 @@
+"""The ragged batch: samples of different size along one dimension in one padded tensor.
+
+In: a padded tensor with the number of valid entries per sample (or a mask). Out: `RaggedBatch`, on which ordinary batched torch
+code runs, with the raggedness travelling along.
+
+    samples      [[a, b], [], [c]]
+    tensor       [[a, b], [x, x], [c, x]]     x = filler: any value, NaN included
+    sample_sizes [2, 0, 1]
+    mask         [[1, 1], [0, 0], [1, 0]]     made from sample_sizes when asked for (or the other way round)
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__ = ["RaggedBatch", "debug_mode"]
+
+
+def debug_mode() -> bool:
+    """Whether `RAGGEDBEV_DEBUG=1` asks for value checks, which read the device."""
+    return os.environ.get("RAGGEDBEV_DEBUG", "0") == "1"
+
+
+def _may_read_values(tensor: Tensor) -> bool:
+    """Whether reading values for a check costs no device synchronisation (or was asked for)."""
+    if torch.compiler.is_compiling() or tensor.device.type == "meta":
+        return False
+    if torch._C._functorch.maybe_get_level(tensor) != -1 or type(tensor) is not Tensor:
+        return False
+    return tensor.device.type == "cpu" or debug_mode()
+
+
+class _Layout:
+    """Sizes and mask of a ragged batch; shared by all batches with the same raggedness.
+
+    Args:
+        sample_sizes: [*batch] int64 or None when only the mask is known.
+        mask: [*batch, max_sample_size] bool or None when only the sizes are known.
+        max_sample_size: padded length, a host integer.
+    """
+
+    def __init__(self, sample_sizes: Tensor | None, mask: Tensor | None, max_sample_size: int) -> None:
+        self._sample_sizes = sample_sizes
+        self._mask = mask
+        self.max_sample_size = max_sample_size
+
+    @property
+    def sample_sizes(self) -> Tensor:
+        if self._sample_sizes is None:
+            self._sample_sizes = self._mask.sum(-1)
+        return self._sample_sizes
+
+    @property
+    def mask(self) -> Tensor:
+        if self._mask is None:
+            steps = torch.arange(self.max_sample_size, device=self._sample_sizes.device)
+            self._mask = steps < self._sample_sizes.unsqueeze(-1)
+        return self._mask
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        return self._mask.shape[:-1] if self._sample_sizes is None else self._sample_sizes.shape
+
+    def map(self, on_batch: Callable[[Tensor, int], Tensor]) -> _Layout:
+        """New layout from `on_batch(tensor, num_trailing_dims)`, applied to what is known of sizes and mask."""
+        sizes = None if self._sample_sizes is None else on_batch(self._sample_sizes, 0)
+        mask = None if self._mask is None else on_batch(self._mask, 1)
+        return _Layout(sizes, mask, self.max_sample_size)
+
+
+def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, dim: int | None) -> tuple[_Layout, int]:
+    if mask is None and sizes is None:
+        raise ValueError("RaggedBatch needs mask or sample_sizes; use RaggedBatch.from_full_tensor when all entries are valid")
+    if sizes is not None:
+        if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
+            raise ValueError(f"sample_sizes must be an integer tensor, got {sizes.dtype}")
+        sizes = sizes.long()
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"mask must be a bool tensor, got {mask.dtype}")
+    batch_shape = sizes.shape if sizes is not None else mask.shape[:-1]
+    num_batch_dims = len(batch_shape)
+    dim = num_batch_dims if dim is None else dim
+    if num_batch_dims < 1:
+        raise ValueError("RaggedBatch needs at least one batch dimension, got a single sample size")
+    if not num_batch_dims <= dim < tensor.dim():
+        raise ValueError(f"non_uniform_dim must lie in [{num_batch_dims}, {tensor.dim()}), got {dim}")
+    if tensor.shape[:num_batch_dims] != batch_shape:
+        raise ValueError(f"sample_sizes are {tuple(batch_shape)} but the tensor is {tuple(tensor.shape)}")
+    length = tensor.shape[dim]
+    if mask is not None and mask.shape != (*batch_shape, length):
+        raise ValueError(f"mask must be {(*batch_shape, length)}, got {tuple(mask.shape)}")
+    for name, other in (("sample_sizes", sizes), ("mask", mask)):
+        if other is not None and other.device != tensor.device:
+            raise ValueError(f"{name} must be on {tensor.device} like the tensor, got {other.device}")
+    layout = _Layout(sizes, mask, length)
+    _check_values(layout, sizes, mask)
+    return layout, dim
+
+
+def _check_values(layout: _Layout, sizes: Tensor | None, mask: Tensor | None) -> None:
+    if sizes is not None and sizes.numel() and _may_read_values(sizes):
+        low, high = int(sizes.min()), int(sizes.max())
+        if low < 0 or high > layout.max_sample_size:
+            raise ValueError(f"sample_sizes must lie in [0, {layout.max_sample_size}], got values in [{low}, {high}]")
+    if mask is not None and _may_read_values(mask):
+        expected = _Layout(mask.sum(-1) if sizes is None else sizes, None, layout.max_sample_size).mask
+        if not torch.equal(mask, expected):
+            raise ValueError("mask must have the valid entries of each sample first (and as many as sample_sizes says)")
+
+
+class RaggedBatch:
+    """A padded tensor together with the number of valid entries per sample.
+
+    Valid entries come first along the ragged dimension; what follows is filler and is never read as data.
+
+    Args:
+        tensor: [*batch, ..., max_sample_size, ...] data of any dtype.
+        mask: [*batch, max_sample_size] bool, True for valid entries. Either this or `sample_sizes` is needed.
+        sample_sizes: [*batch] integer, valid entries per sample, on the device of `tensor`.
+        non_uniform_dim: the ragged dimension; the first one after the batch dimensions by default.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit. Values are checked where that costs no device synchronisation (on the
+            CPU), and everywhere when the environment has `RAGGEDBEV_DEBUG=1`.
+    """
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        mask: Tensor | None = None,
+        sample_sizes: Tensor | None = None,
+        non_uniform_dim: int | None = None,
+    ) -> None:
+        self._layout, self._non_uniform_dim = _checked_layout(tensor, mask, sample_sizes, non_uniform_dim)
+        self._tensor = tensor
+
+    @classmethod
+    def _make(cls, tensor: Tensor, layout: _Layout, non_uniform_dim: int) -> RaggedBatch:
+        batch = cls.__new__(cls)
+        batch._tensor, batch._layout, batch._non_uniform_dim = tensor, layout, non_uniform_dim
+        return batch
+
+    # -- constructors ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_full_tensor(cls, tensor: Tensor, non_uniform_dim: int = 1, num_batch_dims: int | None = None) -> RaggedBatch:
+        """All entries of `tensor` are valid. `num_batch_dims` defaults to `non_uniform_dim`."""
+        num_batch_dims = non_uniform_dim if num_batch_dims is None else num_batch_dims
+        length = tensor.shape[non_uniform_dim]
+        sizes = torch.full(tensor.shape[:num_batch_dims], length, dtype=torch.long, device=tensor.device)
+        return cls._make(tensor, *_checked_layout(tensor, None, sizes, non_uniform_dim))
+
+    @classmethod
+    def from_oversize_tensor(
+        cls,
+        tensor: Tensor,
+        sample_sizes: Tensor,
+        max_sample_size: int | None = None,
+        non_uniform_dim: int | None = None,
+    ) -> RaggedBatch:
+        """From a tensor that is padded wider than needed; it is cropped to `max_sample_size`.
+
+        Without `max_sample_size` the largest sample size is read from the device: one synchronisation on an accelerator.
+        """
+        dim = sample_sizes.dim() if non_uniform_dim is None else non_uniform_dim
+        if max_sample_size is None:
+            max_sample_size = int(sample_sizes.max()) if sample_sizes.numel() else 0
+        return cls(tensor.narrow(dim, 0, max_sample_size), sample_sizes=sample_sizes, non_uniform_dim=dim)
+
+    @classmethod
+    def empty(
+        cls,
+        batch_shape: int | Sequence[int] = 0,
+        data_shape: Sequence[int] = (),
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> RaggedBatch:
+        """No entries at all: a tensor [*batch_shape, 0, *data_shape]."""
+        batch_shape = (batch_shape,) if isinstance(batch_shape, int) else tuple(batch_shape)
+        tensor = torch.empty((*batch_shape, 0, *data_shape), dtype=dtype, device=device)
+        return cls(tensor, sample_sizes=torch.zeros(batch_shape, dtype=torch.long, device=device))
+
+    def create_with_sample_sizes_like_self(self, tensor: Tensor, non_uniform_dim: int | None = None) -> RaggedBatch:
+        """Other data with the same raggedness; mask and sample sizes are shared, not copied."""
+        dim = self.num_batch_dims if non_uniform_dim is None else non_uniform_dim
+        if tensor.shape[: self.num_batch_dims] != self.batch_shape:
+            raise ValueError(f"tensor must start with the batch shape {tuple(self.batch_shape)}, got {tuple(tensor.shape)}")
+        if not self.num_batch_dims <= dim < tensor.dim():
+            raise ValueError(f"non_uniform_dim must lie in [{self.num_batch_dims}, {tensor.dim()}), got {dim}")
+        if tensor.shape[dim] != self.max_sample_size:
+            raise ValueError(f"dimension {dim} must have {self.max_sample_size} entries, got {tuple(tensor.shape)}")
+        return self._make(tensor, self._layout, dim)
+
+    # -- accessors ------------------------------------------------------------------------------------------------------
+
+    @property
+    def tensor(self) -> Tensor:
+        """The padded tensor."""
+        return self._tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """[*batch, max_sample_size] bool, True for valid entries."""
+        return self._layout.mask
+
+    @property
+    def sample_sizes(self) -> Tensor:
+        """[*batch] int64, valid entries per sample."""
+        return self._layout.sample_sizes
+
+    @property
+    def non_uniform_dim(self) -> int:
+        """The ragged dimension of `tensor`."""
+        return self._non_uniform_dim
+
+    @property
+    def num_batch_dims(self) -> int:
+        """Leading batch dimensions."""
+        return len(self._layout.batch_shape)
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Sizes of the batch dimensions."""
+        return self._layout.batch_shape
+
+    @property
+    def max_sample_size(self) -> int:
+        """Padded length of the ragged dimension (host integer)."""
+        return self._layout.max_sample_size
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the padded tensor."""
+        return self._tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the padded tensor."""
+        return self._tensor.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the padded tensor, the mask and the sizes."""
+        return self._tensor.device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the padded tensor requires a gradient."""
+        return self._tensor.requires_grad
+
+    @property
+    def total_num_entries(self) -> int:
+        """Valid entries of the whole batch. Reads the device: one synchronisation on an accelerator."""
+        return int(self.sample_sizes.sum())
+
+    @property
+    def total_num_samples_in_batch(self) -> int:
+        """Number of samples over all batch dimensions (host integer, no device read)."""
+        return self.batch_shape.numel()
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """As `Tensor.size` of the padded tensor."""
+        return self._tensor.shape if dim is None else self._tensor.shape[dim]
+
+    def dim(self) -> int:
+        """Dimensions of the padded tensor."""
+        return self._tensor.dim()
+
+    def detach(self) -> RaggedBatch:
+        """The same without gradient history."""
+        return self._with(self._tensor.detach())
+
+    def __len__(self) -> int:
+        return self._tensor.shape[0]
+
+    def __getitem__(self, item: Any) -> Tensor:
+        return self._tensor[item]
+
+    def __setitem__(self, item: Any, value: Any) -> None:
+        self._tensor[item] = value
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._tensor)
+
+    def __repr__(self) -> str:
+        return f"RaggedBatch(non_uniform_dim={self._non_uniform_dim}, sample_sizes={self.sample_sizes}, tensor={self._tensor})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tensor": self._tensor, "sample_sizes": self.sample_sizes, "non_uniform_dim": self._non_uniform_dim}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._tensor, self._non_uniform_dim = state["tensor"], state["non_uniform_dim"]
+        self._layout = _Layout(state["sample_sizes"], None, self._tensor.shape[self._non_uniform_dim])
+
+    # -- data -----------------------------------------------------------------------------------------------------------
+
+    def _with(self, tensor: Tensor) -> RaggedBatch:
+        return self._make(tensor, self._layout, self._non_uniform_dim)
+
+    def _broadcastable_mask(self) -> Tensor:
+        """Mask as [*batch, 1.., max_sample_size, 1..], in line with the data."""
+        shape = [1] * self.dim()
+        shape[: self.num_batch_dims] = self.batch_shape
+        shape[self._non_uniform_dim] = self.max_sample_size
+        return self.mask.reshape(shape)
+
+    def get_existence_weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """1 for valid entries and 0 for filler, broadcastable to the data."""
+        return self._broadcastable_mask().to(dtype)
+
+    def with_padded_set_to(self, value: float) -> RaggedBatch:
+        """A copy whose filler is `value`; the gradient of filler is zero."""
+        return self._with(self._tensor.masked_fill(~self._broadcastable_mask(), value))
+
+    def set_padded_to(self, value: float) -> RaggedBatch:
+        """Write the filler in place (autograd sees the write); returns self.
+
+        A tensor whose memory is shared between samples (an expanded view) is copied first.
+        """
+        if any(stride == 0 and size > 1 for stride, size in zip(self._tensor.stride(), self.shape, strict=True)):
+            self._tensor = self._tensor.clone(memory_format=torch.contiguous_format)
+        self._tensor.masked_fill_(~self._broadcastable_mask(), value)
+        return self
+
+    def get_non_uniform_dimension_transposed_to(self, dim: int) -> RaggedBatch:
+        """The ragged dimension exchanged with data dimension `dim`."""
+        if not self.num_batch_dims <= dim < self.dim():
+            raise ValueError(f"dim must lie in [{self.num_batch_dims}, {self.dim()}), got {dim}")
+        return self._make(self._tensor.transpose(self._non_uniform_dim, dim), self._layout, dim)
+
+    def split(self) -> list:
+        """(Nested) list of the samples, cropped to their sizes: views. Reads the sizes once for the whole batch."""
+        flat = self.flatten_batch_dims()
+        dim = flat.non_uniform_dim - 1
+        views = [sample.narrow(dim, 0, n) for sample, n in zip(flat.tensor, flat.sample_sizes.tolist(), strict=True)]
+        for length in reversed(self.batch_shape[1:]):
+            outer = len(views) // length if length else self.batch_shape[:-1].numel()
+            views = [views[i * length : (i + 1) * length] for i in range(outer)]
+        return views
+
+    def apply(self, fn: Callable[..., Tensor | tuple[Tensor, ...]]) -> RaggedBatch | tuple[RaggedBatch, ...]:
+        """New batch from `fn(tensor)`, `fn(tensor, mask)` or `fn(tensor, mask, sample_sizes)`, by what `fn` takes.
+
+        Only parameters without a default count. The results keep batch dimensions and ragged dimension; a tuple of results gives
+        a tuple of batches.
+        """
+        arguments = (self._tensor, self.mask, self.sample_sizes)[: _num_required_parameters(fn)]
+        result = fn(*arguments)
+        dim = self._non_uniform_dim
+        if isinstance(result, tuple):
+            return tuple(self.create_with_sample_sizes_like_self(r, dim) for r in result)
+        return self.create_with_sample_sizes_like_self(result, dim)
+
+    # -- batch and data dimensions --------------------------------------------------------------------------------------
+
+    def _map_batch(self, on_batch: Callable[[Tensor, int], Tensor]) -> RaggedBatch:
+        """Apply `on_batch(tensor, num_trailing_dims)`, a change of the batch dimensions only, to data, sizes and mask."""
+        before = self.num_batch_dims
+        layout = self._layout.map(on_batch)
+        tensor = on_batch(self._tensor, self.dim() - before)
+        return self._make(tensor, layout, self._non_uniform_dim + len(layout.batch_shape) - before)
+
+    def _batch_dim(self, dim: int, count: int | None = None) -> int:
+        count = self.num_batch_dims if count is None else count
+        wrapped = dim + count if dim < 0 else dim
+        if not 0 <= wrapped < count:
+            raise ValueError(f"batch dimension must lie in [{-count}, {count}), got {dim}")
+        return wrapped
+
+    def unsqueeze_batch_dim(self, dim: int) -> RaggedBatch:
+        """Insert a batch dimension of size one; `dim` counts batch dimensions only."""
+        dim = self._batch_dim(dim, self.num_batch_dims + 1)
+        return self._map_batch(lambda t, _: t.unsqueeze(dim))
+
+    def squeeze_batch_dim(self, dim: int) -> RaggedBatch:
+        """Remove a batch dimension of size one."""
+        dim = self._batch_dim(dim)
+        if self.batch_shape[dim] != 1 or self.num_batch_dims == 1:
+            raise ValueError(f"batch dimension {dim} of {tuple(self.batch_shape)} cannot be squeezed")
+        return self._map_batch(lambda t, _: t.squeeze(dim))
+
+    def reshape_batch_dims(self, *shape: int | Sequence[int]) -> RaggedBatch:
+        """Reshape the batch dimensions (one -1 allowed), data dimensions untouched."""
+        target = _resolve_shape(shape, self.total_num_samples_in_batch)
+        return self._map_batch(lambda t, trailing: t.reshape(*target, *t.shape[t.dim() - trailing :]))
+
+    def flatten_batch_dims(self) -> RaggedBatch:
+        """All batch dimensions as one."""
+        return self.reshape_batch_dims(self.total_num_samples_in_batch)
+
+    def repeat_samples(self, num_repeats: int | Sequence[int], batch_dim: int | Sequence[int] = 0) -> RaggedBatch:
+        """Repeat the samples along batch dimensions, as `Tensor.repeat`; a view where the dimension has size one."""
+        repeats = [num_repeats] if isinstance(num_repeats, int) else list(num_repeats)
+        dims = [batch_dim] if isinstance(batch_dim, int) else list(batch_dim)
+        if len(repeats) != len(dims):
+            raise ValueError(f"num_repeats and batch_dim must have the same length, got {len(repeats)} and {len(dims)}")
+        counts = [1] * self.num_batch_dims
+        for dim, count in zip(dims, repeats, strict=True):
+            counts[self._batch_dim(dim)] = count
+        if all(count == 1 or size == 1 for count, size in zip(counts, self.batch_shape, strict=True)):
+            shape = [count if size == 1 else size for count, size in zip(counts, self.batch_shape, strict=True)]
+            return self.broadcast_batch_dims_to_shape(shape)
+        return self._map_batch(lambda t, trailing: t.repeat(*counts, *[1] * trailing))
+
+    def broadcast_batch_dims_to_shape(self, *shape: int | Sequence[int]) -> RaggedBatch:
+        """Expand batch dimensions of size one (and add leading ones), without copying."""
+        target = _flat_shape(shape)
+        missing = len(target) - self.num_batch_dims
+        if missing < 0:
+            raise ValueError(f"batch shape {tuple(self.batch_shape)} cannot be broadcast to {target}")
+
+        def expand(t: Tensor, trailing: int) -> Tensor:
+            return t[(None,) * missing].expand(*target, *t.shape[t.dim() - trailing :])
+
+        return self._map_batch(expand)
+
+    @staticmethod
+    def broadcast_batch_dims(batches: Sequence[RaggedBatch]) -> tuple[RaggedBatch, ...]:
+        """Expand the batch dimensions of all `batches` to their common shape, without copying."""
+        shape = torch.broadcast_shapes(*(batch.batch_shape for batch in batches))
+        return tuple(batch.broadcast_batch_dims_to_shape(shape) for batch in batches)
+
+    def unsqueeze_data_dim(self, dim: int) -> RaggedBatch:
+        """Insert a data dimension of size one at position `dim` of the tensor."""
+        wrapped = dim + self.dim() + 1 if dim < 0 else dim
+        if not self.num_batch_dims <= wrapped <= self.dim():
+            raise ValueError(f"dim must lie in [{self.num_batch_dims}, {self.dim()}], got {dim}")
+        shifted = self._non_uniform_dim + (wrapped <= self._non_uniform_dim)
+        return self._make(self._tensor.unsqueeze(wrapped), self._layout, shifted)
+
+    # -- conversions ----------------------------------------------------------------------------------------------------
+
+    def to(self, *args: Any, **kwargs: Any) -> RaggedBatch:
+        """As `Tensor.to`: a device moves data, sizes and mask, a dtype changes the data only."""
+        tensor = self._tensor.to(*args, **kwargs)
+        if tensor.device == self.device:
+            return self._with(tensor)
+        non_blocking = bool(kwargs.get("non_blocking", False))
+        layout = self._layout.map(lambda t, _: t.to(tensor.device, non_blocking=non_blocking))
+        return self._make(tensor, layout, self._non_uniform_dim)
+
+    def to_device(self, device: torch.device | str) -> RaggedBatch:
+        """Move data, sizes and mask."""
+        return self.to(device)
+
+    def to_dtype(self, dtype: torch.dtype) -> RaggedBatch:
+        """Convert the data."""
+        return self.to(dtype)
+
+    def cpu(self) -> RaggedBatch:
+        """Move to the host."""
+        return self.to("cpu")
+
+    def float(self) -> RaggedBatch:
+        """Data as float32."""
+        return self.to(torch.float32)
+
+    def half(self) -> RaggedBatch:
+        """Data as float16."""
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> RaggedBatch:
+        """Data as bfloat16."""
+        return self.to(torch.bfloat16)
+
+    def double(self) -> RaggedBatch:
+        """Data as float64."""
+        return self.to(torch.float64)
+
+    def int(self) -> RaggedBatch:
+        """Data as int32."""
+        return self.to(torch.int32)
+
+    def long(self) -> RaggedBatch:
+        """Data as int64."""
+        return self.to(torch.int64)
+
+    def bool(self) -> RaggedBatch:
+        """Data as bool."""
+        return self.to(torch.bool)
+
+    def pin_memory(self) -> RaggedBatch:
+        """Data, sizes and mask in page-locked memory."""
+        return self._make(self._tensor.pin_memory(), self._layout.map(lambda t, _: t.pin_memory()), self._non_uniform_dim)
+
+
+def _num_required_parameters(fn: Callable) -> int:
+    """How many of (tensor, mask, sample_sizes) `fn` takes; one where its signature cannot be read."""
+    target = fn.forward if isinstance(fn, torch.nn.Module) else fn
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
+    return min(max(required, 1), 3)
+
+
+def _flat_shape(shape: tuple) -> tuple[int, ...]:
+    """`(2, 3)` from both `f(2, 3)` and `f((2, 3))`."""
+    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else tuple(shape)
+
+
+def _resolve_shape(shape: tuple, numel: int) -> tuple[int, ...]:
+    target = _flat_shape(shape)
+    if target.count(-1) == 1:
+        known = torch.Size(n for n in target if n != -1).numel()
+        if known and numel % known == 0:
+            return tuple(numel // known if n == -1 else n for n in target)
+    if min(target, default=1) < 0 or torch.Size(target).numel() != numel:
+        raise ValueError(f"cannot reshape {numel} samples to the batch shape {target}")
+    return target
+
+
+def _flatten(batch: RaggedBatch) -> tuple[list, int]:
+    return [batch.tensor, batch.sample_sizes], batch.non_uniform_dim
+
+
+def _unflatten(leaves: Any, non_uniform_dim: int) -> RaggedBatch:
+    tensor, sizes = leaves
+    length = tensor.shape[non_uniform_dim] if isinstance(tensor, Tensor) and tensor.dim() > non_uniform_dim else 0
+    return RaggedBatch._make(tensor, _Layout(sizes, None, length), non_uniform_dim)
+
+
+pytree.register_pytree_node(RaggedBatch, _flatten, _unflatten, serialized_type_name="raggedbev.RaggedBatch")
