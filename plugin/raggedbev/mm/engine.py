@@ -1,0 +1,130 @@
+"""What `tools/train.py` and `tools/test.py` share: command line, config, distribution, checkpoints, one-line errors.
+
+In: command-line arguments. Out: an mmengine ``Config`` that is ready for ``Runner.from_cfg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.logging import HistoryBuffer
+
+__all__ = ["add_common_arguments", "allow_checkpoint_globals", "load_config", "run_as_command"]
+
+
+def _history_method(owner: type, name: str) -> Callable:
+    """What a checkpoint may ask of ``getattr``: a statistics method of mmengine's history buffer, nothing else."""
+    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+        raise ValueError(f"a checkpoint may not load the attribute {name!r} of {owner!r}")
+    return getattr(owner, name)
+
+
+def allow_checkpoint_globals() -> None:
+    """Let ``torch.load(weights_only=True)`` read what mmengine stores beside the weights.
+
+    A checkpoint of mmengine holds its message hub: ``HistoryBuffer`` objects with NumPy arrays, whose pickles name four
+    methods through ``getattr``. Just these are added to torch's allow-list, ``getattr`` only in a form that knows the four
+    methods; the check itself stays on.
+    """
+    multiarray = np.core.multiarray
+    dtypes = {type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")}
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            collections.defaultdict,
+            collections.deque,
+            dict,
+            np.ndarray,
+            np.dtype,
+            multiarray._reconstruct,
+            multiarray.scalar,
+            *dtypes,
+            (_history_method, "builtins.getattr"),
+        ]
+    )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share; names and meaning as in mmdet3d's tools."""
+    parser.add_argument("--work-dir", help="folder for logs, checkpoints and results (default: work_dirs/CONFIG_NAME)")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        help="settings that override the config, as key=value; nested keys are joined by dots, lists are written "
+        'key="[a,b]"',
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by some launchers")
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config of a command line and prepare it for this machine.
+
+    Args:
+        args: Parsed arguments with ``config`` and those of :func:`add_common_arguments`.
+
+    Returns:
+        The config, with ``launcher`` and ``work_dir`` set; on a machine without CUDA, a distributed run uses gloo.
+
+    Raises:
+        FileNotFoundError: The config file does not exist.
+    """
+    if not Path(args.config).is_file():
+        raise FileNotFoundError(f"no config file {args.config}; the configs are in configs/")
+    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    config = Config.fromfile(args.config)
+    config.launcher = args.launcher
+    if args.cfg_options is not None:
+        config.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        config.work_dir = args.work_dir
+    elif config.get("work_dir") is None:
+        config.work_dir = str(Path("work_dirs") / Path(args.config).stem)
+    if args.launcher != "none" and not torch.cuda.is_available():
+        _distribute_on_cpu(config, args.launcher)
+    allow_checkpoint_globals()
+    return config
+
+
+def _distribute_on_cpu(config: Config, launcher: str) -> None:
+    """mmengine's own start-up asks for a CUDA device; on CPUs the process group is made here."""
+    if launcher != "pytorch":
+        raise ValueError(f"without CUDA only --launcher pytorch is supported, got {launcher}")
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    wrapper = config.setdefault("model_wrapper_cfg", {})
+    wrapper.setdefault("type", "MMDistributedDataParallel")
+    wrapper["device_ids"] = None
+    wrapper.setdefault("find_unused_parameters", config.get("find_unused_parameters", False))
+    wrapper.setdefault("broadcast_buffers", False)
+
+
+def run_as_command(main: Callable[[], None]) -> None:
+    """Run ``main``; show an expected failure as one sentence and exit status 1, not as a page of traceback.
+
+    ``RAGGEDBEV_DEBUG=1`` shows the traceback of these too. Errors of other kinds always show theirs.
+    """
+    try:
+        main()
+    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
+        if os.environ.get("RAGGEDBEV_DEBUG") == "1":
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        print(f"error: {message}", file=sys.stderr)
+        print(f"({Path(frame.filename).name}:{frame.lineno}; RAGGEDBEV_DEBUG=1 shows the traceback)", file=sys.stderr)
+        raise SystemExit(1) from None
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,196 @@
+"""Runner hooks: checkpoints that survive a kill, checkpoints of the right model, NaN predictions made visible.
+
+In: the mmengine runner's events. Out: files in the work directory, errors and warnings in the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+__all__ = ["AtomicCheckpointHook", "CheckpointMatchHook", "NonFiniteWarningHook", "check_checkpoint"]
+
+_PARTIAL = ".partial"
+
+
+@HOOKS.register_module()
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, made safe against a kill at any moment.
+
+    The stock hook deletes the oldest checkpoint, then writes the next one in place. A process killed in between leaves a
+    torn file, or none. This one writes beside the target, renames, moves the ``last_checkpoint`` pointer by another
+    rename, and only then deletes. Checkpoints must be on a local file system; same arguments as the stock hook.
+    """
+
+    def before_train(self, runner) -> None:
+        """Restore the list of kept checkpoints; remove what an earlier kill left half written."""
+        super().before_train(runner)
+        self._require_local()
+        if is_main_process():
+            for leftover in Path(self.out_dir).glob(f"*{_PARTIAL}"):
+                leftover.unlink()
+
+    def _require_local(self) -> None:
+        from mmengine.fileio import LocalBackend
+
+        if not isinstance(self.file_backend, LocalBackend):
+            raise ValueError(
+                f"AtomicCheckpointHook writes to local folders, got out_dir={self.out_dir!r}; use CheckpointHook"
+            )
+
+    def _save_checkpoint_with_step(self, runner, step: int, meta: dict) -> None:
+        outdated = self._register_step(runner, step)
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = str(Path(self.out_dir) / name)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        runner.save_checkpoint(
+            self.out_dir,
+            name + _PARTIAL,
+            save_optimizer=self.save_optimizer,
+            save_param_scheduler=self.save_param_scheduler,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        if not is_main_process():
+            return
+        _replace_durably(self.last_ckpt + _PARTIAL, self.last_ckpt)
+        pointer = Path(runner.work_dir) / "last_checkpoint"
+        pointer.with_name(pointer.name + _PARTIAL).write_text(self.last_ckpt)
+        _replace_durably(pointer.with_name(pointer.name + _PARTIAL), pointer)
+        for old in outdated:
+            with contextlib.suppress(FileNotFoundError):
+                (Path(self.out_dir) / self.filename_tmpl.format(old)).unlink()
+
+    def _register_step(self, runner, step: int) -> list[int]:
+        """Note ``step`` as kept; return the steps whose files may go once the new file stands."""
+        if self.max_keep_ckpts <= 0 or (self.keep_ckpt_ids and self.keep_ckpt_ids[-1] == step):
+            return []
+        outdated = []
+        while len(self.keep_ckpt_ids) >= self.max_keep_ckpts:
+            outdated.append(self.keep_ckpt_ids.popleft())
+        self.keep_ckpt_ids.append(step)
+        runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        return outdated
+
+
+def _replace_durably(source: str | Path, target: str | Path) -> None:
+    with open(source, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(source, target)
+
+
+@HOOKS.register_module()
+class CheckpointMatchHook(Hook):
+    """Refuses a checkpoint of another model in one sentence, before any weight is loaded.
+
+    mmengine loads what fits and prints a page about the rest. When resuming or testing, every key has to match; when
+    ``load_from`` starts a training, at least one key has to (fine-tuning, a pretrained backbone).
+    """
+
+    priority = "HIGHEST"
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Compare ``checkpoint`` with the runner's model.
+
+        Raises:
+            ValueError: The checkpoint belongs to another model.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        fine_tuning = runner.cfg.get("train_cfg") is not None and not runner.cfg.get("resume", False)
+        fine_tuning = fine_tuning and runner._train_loop is not None
+        check_checkpoint(model.state_dict(), checkpoint.get("state_dict", checkpoint), partial=fine_tuning)
+
+
+def check_checkpoint(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], partial: bool = False) -> None:
+    """Check that the weights ``found`` belong to a model with the weights ``expected``.
+
+    Args:
+        expected: State dict of the model.
+        found: State dict of the checkpoint; a leading ``module.`` of its keys is ignored.
+        partial: Accept a checkpoint that covers the model in part.
+
+    Raises:
+        ValueError: Keys are missing, unknown or of another shape; with ``partial``: not one key fits.
+    """
+    found = {key.removeprefix("module."): value for key, value in found.items()}
+    missing = [key for key in expected if key not in found]
+    unknown = [key for key in found if key not in expected]
+    shapes = [
+        f"{key} is {tuple(found[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in found and found[key].shape != value.shape
+    ]
+    if not (missing or unknown or shapes):
+        return
+    if partial and len(missing) + len(shapes) < len(expected):
+        return
+    raise ValueError(
+        f"the checkpoint is of another model: of {len(expected)} weights, {len(missing)} are missing ({_few(missing)}), "
+        f"{len(unknown)} are unknown ({_few(unknown)}), {len(shapes)} have another shape ({_few(shapes)}); "
+        "use the config that the checkpoint was trained with"
+    )
+
+
+def _few(names: Iterable[str], count: int = 3) -> str:
+    names = list(names)
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "") if names else "none"
+
+
+@HOOKS.register_module()
+class NonFiniteWarningHook(Hook):
+    """Says once, and where, that a head has predicted NaN or infinity.
+
+    The heads replace such predictions, as the published code does, and count them on the device. This hook reads the
+    counts every ``interval`` iterations and at the end: one small transfer then, none in between.
+
+    Args:
+        interval: Iterations between two reads.
+    """
+
+    def __init__(self, interval: int = 50) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least 1, got {interval}")
+        self.interval = interval
+        self._warned: set[str] = set()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Read the counters when the interval is over."""
+        if self.every_n_train_iters(runner, self.interval):
+            self._report(runner)
+
+    def after_train(self, runner) -> None:
+        """Read the counters a last time."""
+        self._report(runner)
+
+    def _report(self, runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        counters = {
+            name: module.nonfinite_predictions
+            for name, module in model.named_modules()
+            if name not in self._warned and isinstance(getattr(module, "nonfinite_predictions", None), torch.Tensor)
+        }
+        for name, counter in counters.items():
+            per_layer = counter.detach().reshape(-1).cpu()
+            layers = [f"layer {i}: {int(n)}" for i, n in enumerate(per_layer.tolist()) if n]
+            if not layers:
+                continue
+            self._warned.add(name)
+            print_log(
+                f"{name} ({type(model.get_submodule(name)).__name__}) predicted NaN or infinity by iteration "
+                f"{runner.iter + 1} ({'; '.join(layers)} values so far). Training goes on with these values replaced, as in "
+                "the published code; lower the learning rate or check the input if it lasts. This is said once.",
+                logger="current",
+                level=logging.WARNING,
+            )

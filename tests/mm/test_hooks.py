@@ -1,0 +1,138 @@
+"""Checkpoints survive a kill; checkpoints of other models are refused; NaN predictions are reported once."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+from raggedbev.mm.engine import allow_checkpoint_globals
+from raggedbev.mm.hooks import AtomicCheckpointHook, NonFiniteWarningHook, check_checkpoint
+
+
+class _Numbers(torch.utils.data.Dataset):
+    metainfo = {"classes": ("car",)}
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        return {"inputs": torch.tensor([float(index)])}
+
+
+class _Line(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+
+    def forward(self, inputs, mode="loss"):
+        return {"loss": self.line(inputs).mean()}
+
+
+def _runner(work_dir, max_iters, resume=False, hook=None):
+    allow_checkpoint_globals()
+    dataset = _Numbers()
+    return Runner(
+        model=_Line(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(dataset=dataset, batch_size=2, sampler=dict(type=DefaultSampler), collate_fn=dict(type="default_collate")),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.0)),
+        train_cfg=dict(by_epoch=False, max_iters=max_iters),
+        default_hooks=dict(
+            checkpoint=hook or dict(type=AtomicCheckpointHook, interval=2, by_epoch=False, max_keep_ckpts=2)
+        ),
+        resume=resume,
+        experiment_name=f"{work_dir.name}_{max_iters}",
+        default_scope=None,
+    )
+
+
+def test_keeps_the_last_checkpoints_and_resumes(tmp_path):
+    _runner(tmp_path, 6).train()
+    assert sorted(p.name for p in tmp_path.glob("*.pth")) == ["iter_4.pth", "iter_6.pth"]
+    (tmp_path / "iter_8.pth.partial").write_bytes(b"left by a kill")
+    runner = _runner(tmp_path, 8, resume=True)
+    runner.train()
+    assert runner.iter == 8
+    assert sorted(p.name for p in tmp_path.glob("iter*")) == ["iter_6.pth", "iter_8.pth"]
+    assert (tmp_path / "last_checkpoint").read_text().endswith("iter_8.pth")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("moment", ["write", "rename", "pointer"])
+def test_a_kill_while_saving_loses_no_earlier_checkpoint(tmp_path, monkeypatch, moment, keep):
+    import os
+
+    from raggedbev.mm import hooks
+
+    replace, calls = os.replace, []
+
+    def dying_replace(source, target):
+        calls.append(target)
+        if len(calls) == {"rename": 3, "pointer": 4}[moment]:
+            raise KeyboardInterrupt
+        return replace(source, target)
+
+    if moment == "write":
+        save = Runner.save_checkpoint
+
+        def dying_save(self, out_dir, filename, *args, **kwargs):
+            calls.append(filename)
+            if len(calls) == 2:
+                (tmp_path / filename).write_bytes(b"torn")
+                raise KeyboardInterrupt
+            return save(self, out_dir, filename, *args, **kwargs)
+
+        monkeypatch.setattr(Runner, "save_checkpoint", dying_save)
+    else:
+        monkeypatch.setattr(hooks.os, "replace", dying_replace)
+    hook = dict(type=AtomicCheckpointHook, interval=2, by_epoch=False, max_keep_ckpts=keep)
+    with pytest.raises(KeyboardInterrupt):
+        _runner(tmp_path, 6, hook=hook).train()
+    monkeypatch.undo()
+    resumed = _runner(tmp_path, 4, resume=True, hook=hook)
+    resumed.load_or_resume()
+    assert resumed.iter == 2
+
+
+def test_pickles_of_other_classes_stay_refused(tmp_path):
+    allow_checkpoint_globals()
+
+    class Hostile:
+        def __reduce__(self):
+            return (getattr, (dict, "fromkeys"))
+
+    torch.save({"state_dict": {}, "x": Hostile()}, tmp_path / "bad.pth")
+    with pytest.raises(Exception, match="may not load|Weights only"):
+        torch.load(tmp_path / "bad.pth", weights_only=True)
+
+
+def test_check_checkpoint():
+    model = {"a": torch.zeros(2), "b": torch.zeros(3)}
+    check_checkpoint(model, {"module.a": torch.ones(2), "b": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"another model.*1 are missing \(b\).*1 are unknown \(c\)"):
+        check_checkpoint(model, {"a": torch.ones(2), "c": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"a is \(5,\) instead of \(2,\)"):
+        check_checkpoint(model, {"a": torch.ones(5), "b": torch.ones(3)})
+    check_checkpoint(model, {"a": torch.ones(2), "c": torch.ones(3)}, partial=True)
+    with pytest.raises(ValueError, match="another model"):
+        check_checkpoint(model, {"c": torch.ones(3)}, partial=True)
+
+
+def test_non_finite_predictions_are_reported_once(monkeypatch):
+    from raggedbev.mm import hooks
+
+    messages = []
+    monkeypatch.setattr(hooks, "print_log", lambda text, **_: messages.append(text))
+    model = nn.ModuleDict({"head": nn.Identity(), "healthy": nn.Identity()})
+    model["head"].nonfinite_predictions = torch.tensor([0, 7])
+    model["healthy"].nonfinite_predictions = torch.tensor([0, 0])
+    hook = NonFiniteWarningHook(interval=1)
+    runner = SimpleNamespace(model=model, iter=4)
+    hook.after_train_iter(runner, 4)
+    hook.after_train(runner)
+    assert len(messages) == 1
+    assert messages[0].startswith("head (Identity) predicted NaN or infinity by iteration 5 (layer 1: 7 values")
