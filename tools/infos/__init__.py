@@ -1,0 +1,1 @@
+"""Parts of ``tools/create_infos.py``: nuScenes tables in, mmdet3d v2 info entries out."""
