@@ -1,0 +1,116 @@
+"""Interleaved measuring: competing versions of one piece of work in, their stage times side by side out.
+
+Every repeat runs each version once, so that a slow moment of the machine falls on all of them, and each repeat starts
+with another version. Host syncs and peak memory are taken in the warm-up, outside the timed repeats.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from raggedbev.profiling.report import Arm, rows_of
+from raggedbev.profiling.stages import StageTimer
+from raggedbev.profiling.syncs import HostSyncCounter
+
+
+def measure_arms(
+    work: Mapping[str, Callable[[], object]],
+    *,
+    device: str | torch.device = "cpu",
+    repeats: int = 5,
+    progress: Progress | None = None,
+) -> dict[str, Arm]:
+    """Runs every version once to warm up and count, then ``repeats`` times in turn under a stage timer.
+
+    Args:
+        work: Version name to a function that does the work once; it marks its parts with
+            :func:`raggedbev.profiling.stage`.
+        device: Where the work runs.
+        repeats: Timed runs of each version, at least 1.
+        progress: Told of every run; default: none.
+
+    Returns:
+        What was measured, by version name.
+
+    Raises:
+        ValueError: No work, or fewer than one repeat.
+    """
+    if not work or repeats < 1:
+        raise ValueError(f"measuring needs work and at least 1 repeat, got {list(work)} and {repeats}")
+    progress = progress or Progress(0, silent=True)
+    arms = {name: Arm() for name in work}
+    for name, run in work.items():
+        progress.step(f"warm-up of {name}")
+        _count(arms[name], run, torch.device(device))
+    names = list(work)
+    for repeat in range(repeats):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            progress.step(f"repeat {repeat + 1}/{repeats} of {name}")
+            gc.collect()
+            with StageTimer(device) as timer:
+                work[name]()
+            arms[name].repeats.append(rows_of(timer.milliseconds()))
+    progress.done()
+    return arms
+
+
+def _count(arm: Arm, run: Callable[[], object], device: torch.device) -> None:
+    """The warm-up runs: first use of every kernel; then the count; then peak memory, which needs a run unmodified."""
+    on_cuda = device.type == "cuda"
+    if on_cuda:
+        run()
+    with HostSyncCounter(device) as syncs:
+        run()
+    arm.host_syncs = syncs.count
+    if not on_cuda:
+        return
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    arm.peak_memory_mib = round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
+
+
+class Progress:
+    """Progress lines with the time left: one changing line on a terminal, else a line every few seconds.
+
+    Args:
+        total: Steps in all.
+        silent: Prints nothing.
+        every: Seconds between lines where the output is no terminal.
+    """
+
+    def __init__(self, total: int, silent: bool = False, every: float = 5.0) -> None:
+        self.total = total
+        self.silent = silent
+        self.every = every
+        self.taken = 0
+        self.started = time.monotonic()
+        self.printed = -float("inf")
+        self.width = 0
+
+    def step(self, what: str) -> None:
+        """Announces the step that starts now."""
+        now = time.monotonic()
+        self.taken += 1
+        is_terminal = sys.stderr.isatty()
+        if self.silent or (not is_terminal and now - self.printed < self.every):
+            return
+        finished = self.taken - 1
+        left = "" if finished < 2 else f", {(now - self.started) / finished * (self.total - finished):.0f} s left"
+        line = f"[{self.taken}/{self.total}] {what}{left}"
+        padded = line.ljust(self.width)
+        print(f"\r{padded}" if is_terminal else line, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
+        self.printed, self.width = now, len(line)
+
+    def done(self) -> None:
+        """Ends the changing line."""
+        if not self.silent and sys.stderr.isatty():
+            print(f"\r{' ' * self.width}\r", end="", file=sys.stderr, flush=True)

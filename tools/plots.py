@@ -1,0 +1,117 @@
+"""Charts of the tools: a benchmark report or loss histories in, PNG files out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+from raggedbev.profiling.report import table_rows
+
+_COLORS = {"published": "#9aa5b1", "reference": "#5b7fa6", "per-sample": "#5b7fa6", "batched": "#e4672e"}
+_MORE_COLORS = ("#3f9c74", "#8a63b0", "#c2a33a", "#444b54")
+
+
+def stage_chart(report: Mapping[str, Any], path: str | Path, title: str | None = None) -> None:
+    """Draws the stage table as grouped horizontal bars: a group per row, a bar per arm, the ratio at the end.
+
+    Args:
+        report: Report of the benchmark, see :func:`raggedbev.profiling.report.make_report`.
+        path: PNG to write; folders are made.
+        title: Headline; default: config, batch size and device.
+    """
+    rows = [row for row in table_rows(report) if any(arm.get(row[0]) for arm in report["arms"].values())]
+    arms = report["arms"]
+    height = 0.8 / len(arms)
+    figure, axes = plt.subplots(figsize=(9.5, 1.3 + len(rows) * (0.16 + 0.17 * len(arms))), layout="constrained")
+    longest = max((arm.get(row) or 0.0 for arm in arms.values() for row, _, _ in rows), default=1.0) or 1.0
+    for number, (name, color) in enumerate(zip(arms, _colors(arms), strict=True)):
+        places = [i - 0.4 + height * (number + 0.5) for i in range(len(rows))]
+        values = [arms[name].get(row) or 0.0 for row, _, _ in rows]
+        axes.barh(places, values, height * 0.92, color=color, label=name)
+        for place, value in zip(places, values, strict=True):
+            axes.text(value + longest * 0.006, place, _milliseconds(value), va="center", fontsize=7, color="#333333")
+    for place, (row, _, _) in enumerate(rows):
+        if row in report["speedup"]:
+            ratio = f"{report['speedup'][row]:.1f}x"
+            axes.text(longest * 1.19, place, ratio, va="center", ha="right", fontsize=9, fontweight="bold")
+    axes.set_yticks(range(len(rows)), ["    " * depth + label for _, label, depth in rows])
+    axes.tick_params(axis="y", length=0)
+    for tick in axes.get_yticklabels():
+        tick.set_horizontalalignment("left")
+    axes.tick_params(axis="y", pad=_label_width(rows))
+    axes.set_xlim(0, longest * 1.2)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    repeats = report.get("repeats", "?")
+    axes.set_xlabel(f"milliseconds, median of {repeats} repeats; at the right: {report['speedup_of']}")
+    headline = title or f"{Path(report['config']).stem}, batch {report['batch_size']}\n{report['device']}"
+    axes.set_title(headline, fontsize=10, loc="left")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(arms), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def loss_curves(
+    curves: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, keys: Sequence[str] = ("loss",)
+) -> None:
+    """Draws losses over training steps, run by run, and below them how far the runs are apart.
+
+    Args:
+        curves: Run name to loss key to one value per step.
+        path: PNG to write; folders are made.
+        keys: Losses to draw, one column each.
+    """
+    layout = {"sharex": True, "squeeze": False, "height_ratios": (3, 1), "layout": "constrained"}
+    figure, axes = plt.subplots(2, len(keys), figsize=(4.2 * len(keys), 5.2), **layout)
+    names = list(curves)
+    for column, key in enumerate(keys):
+        top, bottom = axes[:, column]
+        for number, (name, color) in enumerate(zip(names, _colors(names), strict=True)):
+            values = curves[name][key]
+            style = {"linewidth": 3.2, "alpha": 0.55} if number == 0 else {"linewidth": 1.2}
+            top.plot(range(1, len(values) + 1), values, color=color, label=name, **style)
+        first = curves[names[0]][key]
+        for name, color in list(zip(names, _colors(names), strict=True))[1:]:
+            apart = [max(_relative(a, b), 1e-9) for a, b in zip(curves[name][key], first, strict=False)]
+            bottom.semilogy(range(1, len(apart) + 1), apart, color=color, linewidth=1.2)
+        bottom.grid(axis="y", linewidth=0.3)
+        bottom.set_xlabel("step")
+        top.set_title(key, fontsize=10)
+        for plot in (top, bottom):
+            plot.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("relative difference")
+    axes[0, 0].legend(frameon=False)
+    _save(figure, path)
+
+
+def _relative(a: float, b: float) -> float:
+    return abs(a - b) / max(abs(b), 1e-12)
+
+
+def _colors(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
+    """A fixed colour for the usual arms, the others in turn."""
+    others = iter(_MORE_COLORS * len(names))
+    return [_COLORS.get(name) or next(others) for name in names]
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2f}"
+
+
+def _label_width(rows: Sequence[tuple[str, str, int]]) -> float:
+    """Points from the axis to the start of left-aligned row labels."""
+    return 6.0 * max((len(label) + 4 * 0.5 * depth for _, label, depth in rows), default=0) + 4.0
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+    plt.close(figure)
