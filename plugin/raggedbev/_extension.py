@@ -52,9 +52,7 @@ def _warn_slow_path(name: str, device_type: str) -> None:
     )
 
 
-def load_operator(
-    name: str, *, fallback: Callable[..., Tensor], fake: Callable[..., Tensor]
-) -> Callable[..., Tensor]:
+def load_operator(name: str, *, fallback: Callable[..., Tensor], fake: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The operator `name`: compiled where it was built for the device of its arguments, plain torch elsewhere.
 
     Args:

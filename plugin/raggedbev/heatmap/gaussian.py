@@ -126,9 +126,7 @@ def _cached_table(max_radius: int, sigma_factor: float, k: float, dtype: torch.d
 
 
 @torch.compiler.assume_constant_result
-def gaussian_table(
-    max_radius: int, sigma_factor: float, k: float, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def gaussian_table(max_radius: int, sigma_factor: float, k: float, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Gaussian values of all radii up to `max_radius`, made once per set of arguments; callers must not write to it.
 
     Returns:
