@@ -34,14 +34,16 @@ _VALUE_DEPENDENT = frozenset(
 )
 _INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
 _HOST_COPIES = {torch.Tensor.cpu: "cpu", torch.Tensor.tolist: "tolist"}
+_HOST_VIEWS = {torch.Tensor.numpy: "numpy", torch.Tensor.__array__: "numpy"}
 _CREATIONS = {torch.tensor: "tensor(device=)", torch.as_tensor: "as_tensor(device=)"}
 
 
 class HostSyncCounter:
     """Counts the host's waits for the device inside a ``with`` block.
 
-    Counting slows the code down: count in a run of its own, outside the timed repeats. The CPU count cannot see where a
-    tensor would live, so a ``.to(device)`` of a tensor that is there already is counted although it would not wait.
+    Counting slows the code down: count in a run of its own, outside the timed repeats. The CPU count is an estimate: it
+    cannot see where a tensor would live, so ``.to(device)`` counts also where the tensor is there already, and branches
+    for CPU tensors run as they do on the CPU.
 
     Args:
         device: ``"cuda"`` counts what torch reports (sync debug mode), ``"cpu"`` what would wait on CUDA.
@@ -130,6 +132,7 @@ class _HostCopies(TorchFunctionMode):
     def __init__(self, by_kind: Counter[str]) -> None:
         super().__init__()
         self.by_kind = by_kind
+        self.copied: dict[int, torch.Tensor] = {}  # what cpu() gave: its numpy() does not wait again
 
     def __torch_function__(
         self,
@@ -141,11 +144,16 @@ class _HostCopies(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _HOST_COPIES:
             self.by_kind[_HOST_COPIES[func]] += 1
+        elif func in _HOST_VIEWS and id(args[0]) not in self.copied:
+            self.by_kind[_HOST_VIEWS[func]] += 1
         elif func in _CREATIONS and kwargs.get("device") is not None and not isinstance(args[0], torch.Tensor):
             self.by_kind[_CREATIONS[func]] += 1
         elif func is torch.Tensor.to and _names_device(args[1:], kwargs) and not kwargs.get("non_blocking"):
             self.by_kind["to(device)"] += 1
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if func is torch.Tensor.cpu:
+            self.copied[id(result)] = result
+        return result
 
 
 def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
