@@ -62,7 +62,7 @@ def create_infos(data_root: Path, version: str, out_dir: Path | None = None, max
             print(f"Warning: left out {len(absent)} {split} scenes without any file, such as {absent[0]}")
         if found and not samples:
             raise DataError(f"{data_root} has none of the {split} split's files (first scene: {absent[0]})")
-        with tqdm(total=len(samples), desc=split, unit="sample", dynamic_ncols=True) as bar:
+        with tqdm(total=len(samples), desc=split, unit="sample", dynamic_ncols=True, disable=not samples) as bar:
             entries = build_entries(nusc, samples, max_sweeps, version != "v1.0-test", bar.update)
         written[split] = out_dir / f"nuscenes_infos_{split}.pkl"
         _write_whole(written[split], {"metainfo": metainfo, "data_list": entries})

@@ -223,9 +223,8 @@ def test_image_boxes_equal_shapely(reach):
     intrinsics = np.array([[1200.0, 3.0, 810.0], [0, 1190.0, 480.0], [0, 0, 1]])
     rotation = quaternion_to_matrix(rng.normal(size=(count, 4)))
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-    corners = signs * rng.uniform(0.1, 4, (count, 1, 3)) @ np.swapaxes(rotation, 1, 2) + rng.uniform(
-        -reach, reach, (count, 1, 3)
-    )
+    local = signs * rng.uniform(0.1, 4, (count, 1, 3))
+    corners = local @ np.swapaxes(rotation, 1, 2) + rng.uniform(-reach, reach, (count, 1, 3))
     boxes, visible = clipped_image_boxes(corners, np.tile(intrinsics, (count, 1, 1)), np.tile(size, (count, 1)))
     expected = [shapely_box(one, intrinsics, size) for one in corners]
     assert [box is not None for box in expected] == visible.tolist()
