@@ -1,0 +1,409 @@
+"""nuScenes as streams of frames.
+
+In: an mmdet3d 1.x info file (`tools/create_infos.py`, or mmdet3d's own converter). Out: per frame what the pipeline
+needs (image paths, camera and pose matrices, ground truth), in the order in which a temporal model has to see it:
+scene by scene, sorted by lidar time, cut into sequences (`flag`) that `StreamSampler` deals to its batch slots.
+"""
+
+import os.path as osp
+import pickle
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from mmdet3d.datasets import NuScenesDataset
+from mmdet3d.registry import DATASETS
+from mmengine.fileio import load
+
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+DEFAULT_PREFIX = {
+    "pts": "samples/LIDAR_TOP",
+    "sweeps": "sweeps/LIDAR_TOP",
+    **{camera: f"samples/{camera}" for camera in CAMERAS},
+}
+FRAME_KEYS = ("token", "timestamp", "ego2global", "images", "lidar_points")
+IMAGE_KEYS = ("img_path", "cam2img", "lidar2cam")
+INSTANCE_KEYS = ("bbox_3d", "bbox_label_3d", "velocity", "bbox_3d_isvalid")
+
+
+def sequence_flags(scene_ids: Sequence, num_splits: int) -> np.ndarray:
+    """Number the sequences that frames belong to.
+
+    A run of equal scene ids with n frames is cut into chunks of ceil(n / num_splits) frames.
+
+    Args:
+        scene_ids: one id per frame, in dataset order.
+        num_splits: sequences to make of every scene.
+
+    Returns:
+        int64 array [frames]; equal numbers are consecutive and mark one sequence.
+
+    Raises:
+        ValueError: a scene cannot be cut into `num_splits` chunks of that length.
+    """
+    scene_ids = np.asarray(scene_ids)
+    starts = np.flatnonzero(np.r_[True, scene_ids[1:] != scene_ids[:-1]]) if len(scene_ids) else np.zeros(0, np.int64)
+    flags = np.empty(len(scene_ids), dtype=np.int64)
+    for scene, (start, stop) in enumerate(zip(starts, np.r_[starts[1:], len(scene_ids)], strict=True)):
+        frames = stop - start
+        chunk = -(-frames // num_splits)
+        if -(-frames // chunk) != num_splits:
+            raise ValueError(
+                f"seq_split_num={num_splits} cannot cut a scene of {frames} frames (it starts at frame {start}) into "
+                f"equal chunks: {chunk} frames each give {-(-frames // chunk)} sequences"
+            )
+        flags[start:stop] = scene * num_splits + np.arange(frames) // chunk
+    return flags
+
+
+def invert_rigid(matrix: np.ndarray) -> np.ndarray:
+    """Inverse of a rigid transform [..., 4, 4] by transposing its rotation."""
+    rotation = np.swapaxes(matrix[..., :3, :3], -1, -2)
+    inverse = np.zeros_like(matrix)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3] = -(rotation @ matrix[..., :3, 3:])[..., 0]
+    inverse[..., 3, 3] = 1
+    return inverse
+
+
+@DATASETS.register_module()
+class StreamNuScenesDataset(NuScenesDataset):
+    """nuScenes for models with memory.
+
+    With `queue_length=1` an item is one frame, to be drawn in order by `StreamSampler` (training) or
+    `ContiguousSampler` (test). With `queue_length=T > 1` an item is a window of T frames that ends at the given one,
+    the earlier ones drawn in order from the last `T - 1 + random_length`; any sampler will do.
+
+    Each frame carries, besides mmdet3d's keys: `intrinsics`, `extrinsics` (lidar to camera), `lidar2img` [N, 4, 4],
+    `ego_pose` (lidar to global), `ego_pose_inv` [4, 4], all float64; `timestamp` (seconds, float64); `scene_token`;
+    `prev_exists`: whether the frame before it in the dataset belongs to the same sequence.
+
+    Args:
+        data_root: root of the nuScenes data.
+        ann_file: info file, absolute or below `data_root`.
+        pipeline: transforms.
+        metainfo: `classes` in the order of the model's outputs, and optionally `version`, which then has to be the
+            info file's.
+        seq_split_num: sequences that every scene is cut into.
+        queue_length: frames of a training item.
+        random_length: frames that a window leaves out; without effect where `queue_length` is 1.
+        cameras: names of the cameras, in the order of N.
+        use_valid_flag: keep boxes with lidar or radar points only (else: with lidar points).
+        filter_empty_gt: must be False, since a stream needs every frame.
+        kwargs: see `mmdet3d.datasets.NuScenesDataset`.
+
+    Raises:
+        FileNotFoundError: no data root or info file.
+        ValueError: an info file of another format or version, an unknown class, scenes that cannot be cut.
+    """
+
+    METAINFO: ClassVar[dict] = {
+        "classes": (
+            "car",
+            "truck",
+            "construction_vehicle",
+            "bus",
+            "trailer",
+            "barrier",
+            "motorcycle",
+            "bicycle",
+            "pedestrian",
+            "traffic_cone",
+        ),
+        "palette": [
+            (255, 158, 0),
+            (255, 99, 71),
+            (233, 150, 70),
+            (255, 127, 80),
+            (255, 140, 0),
+            (112, 128, 144),
+            (255, 61, 99),
+            (220, 20, 60),
+            (0, 0, 230),
+            (47, 79, 79),
+        ],
+    }
+
+    def __init__(
+        self,
+        data_root: str,
+        ann_file: str,
+        pipeline: Sequence = (),
+        metainfo: dict | None = None,
+        data_prefix: dict | None = None,
+        modality: dict | None = None,
+        seq_split_num: int = 1,
+        queue_length: int = 1,
+        random_length: int = 1,
+        cameras: Sequence[str] = CAMERAS,
+        use_valid_flag: bool = True,
+        filter_empty_gt: bool = False,
+        test_mode: bool = False,
+        **kwargs,
+    ) -> None:
+        if filter_empty_gt:
+            raise ValueError("filter_empty_gt must be False: leaving frames out would break the streams")
+        if seq_split_num < 1 or queue_length < 1 or random_length < 0:
+            raise ValueError(
+                "seq_split_num and queue_length must be at least 1 and random_length at least 0, got "
+                f"{seq_split_num}, {queue_length} and {random_length}"
+            )
+        if test_mode and queue_length > 1:
+            raise ValueError(f"queue_length is for training, test_mode needs 1, got {queue_length}")
+        self.seq_split_num = seq_split_num
+        self.queue_length = queue_length
+        self.random_length = random_length
+        self.cameras = tuple(cameras)
+        self._wanted_version = (metainfo or {}).get("version")
+        super().__init__(
+            data_root=data_root,
+            ann_file=ann_file,
+            pipeline=list(pipeline),
+            metainfo=self._check_metainfo(metainfo),
+            data_prefix={**DEFAULT_PREFIX, **(data_prefix or {})},
+            modality=modality or {"use_camera": True, "use_lidar": False},
+            use_valid_flag=use_valid_flag,
+            filter_empty_gt=False,
+            test_mode=test_mode,
+            **kwargs,
+        )
+
+    def _check_metainfo(self, metainfo: dict | None) -> dict:
+        """Metainfo for the base class: known classes, and the version left to the info file."""
+        metainfo = {key: value for key, value in (metainfo or {}).items() if key != "version"}
+        metainfo.setdefault("classes", self.METAINFO["classes"])
+        unknown = [name for name in metainfo["classes"] if name not in self.METAINFO["classes"]]
+        if unknown:
+            raise ValueError(f"metainfo.classes must be among {self.METAINFO['classes']}, got {unknown}")
+        return metainfo
+
+    # ---- loading ----
+
+    def full_init(self) -> None:
+        """Load the info file, sort the frames, number the sequences."""
+        if self._fully_initialized:
+            return
+        super().full_init()
+        self._number_sequences(self._scene_tokens if self._indices is None else self._take(self._indices))
+
+    def _take(self, indices: int | Sequence[int]) -> np.ndarray:
+        """The scene tokens that a subset of the dataset keeps."""
+        if isinstance(indices, int):
+            return self._scene_tokens[:indices] if indices >= 0 else self._scene_tokens[indices:]
+        return self._scene_tokens[list(indices)]
+
+    def _number_sequences(self, scene_tokens: np.ndarray) -> None:
+        self._scene_tokens = scene_tokens
+        self.flag = sequence_flags(scene_tokens, self.seq_split_num)
+
+    def get_subset_(self, indices: int | Sequence[int]) -> None:
+        """Keep some frames only; sequences are numbered anew."""
+        super().get_subset_(indices)
+        self._number_sequences(self._take(indices))
+
+    def get_subset(self, indices: int | Sequence[int]) -> "StreamNuScenesDataset":
+        """A dataset of some of the frames, with sequences of its own."""
+        subset = super().get_subset(indices)
+        subset._number_sequences(self._take(indices))
+        return subset
+
+    def load_data_list(self) -> list[dict]:
+        """Frames in stream order: scenes by their first lidar time, frames of a scene by lidar time."""
+        content = self._read_info_file()
+        metainfo = content["metainfo"]
+        version = metainfo.get("version")
+        if self._wanted_version is not None and version is not None and version != self._wanted_version:
+            raise ValueError(
+                f"{self.ann_file} holds {version}, but metainfo.version of the config is {self._wanted_version}: "
+                f"change one of them, or make the infos with {self._create_infos(self._wanted_version)}"
+            )
+        self._metainfo["version"] = version or self._wanted_version or "v1.0-trainval"
+        for key, value in metainfo.items():
+            self._metainfo.setdefault(key, value)
+        self._map_labels(metainfo.get("categories"))
+
+        infos = sorted(content["data_list"], key=lambda info: info["timestamp"])
+        scene_tokens = np.array(self._find_scenes(infos))
+        first_seen: dict = {}
+        for token in scene_tokens:
+            first_seen.setdefault(token, len(first_seen))
+        order = np.argsort([first_seen[token] for token in scene_tokens], kind="stable")
+        self._scene_tokens = scene_tokens[order]
+        frames = []
+        for index, scene_token in zip(order, self._scene_tokens, strict=True):
+            frames.append(self.parse_data_info({**infos[index], "scene_token": str(scene_token)}))
+            infos[index] = None
+        return frames
+
+    def _create_infos(self, version: str | None = None) -> str:
+        version = version or self._wanted_version or "v1.0-mini"
+        return f"`python tools/create_infos.py --data-root {self.data_root} --version {version}`"
+
+    def _read_info_file(self) -> dict:
+        if not osp.isdir(self.data_root):
+            raise FileNotFoundError(
+                f"data_root {self.data_root} does not exist: set it to a nuScenes folder, or make a small synthetic "
+                f"one with `python tools/create_mini.py --out {self.data_root}`"
+            )
+        if not osp.isfile(self.ann_file):
+            raise FileNotFoundError(f"info file {self.ann_file} does not exist: make it with {self._create_infos()}")
+        try:
+            content = load(self.ann_file)
+        except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, TypeError, ValueError) as error:
+            raise self._format_error(f"it cannot be read ({error})") from error
+        if not isinstance(content, dict) or "data_list" not in content or "metainfo" not in content:
+            old = isinstance(content, list) or (isinstance(content, dict) and "infos" in content)
+            raise self._format_error("it is of mmdet3d before 1.0" if old else "it has no data_list and metainfo")
+        if not content["data_list"]:
+            raise self._format_error("it holds no frames")
+        return content
+
+    def _format_error(self, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.ann_file} is not an info file of this dataset, {reason}: make it with {self._create_infos()}"
+        )
+
+    def _map_labels(self, categories: dict | None) -> None:
+        """From the info file's class numbers to those of the config (-1: not among them)."""
+        if categories is None:
+            categories = {name: label for label, name in enumerate(NuScenesDataset.METAINFO["classes"])}
+        classes = list(self._metainfo["classes"])
+        self.label_mapping = dict.fromkeys(categories.values(), -1)
+        self.label_mapping[-1] = -1
+        for name, label in categories.items():
+            if name in classes:
+                self.label_mapping[label] = classes.index(name)
+
+    @staticmethod
+    def _find_scenes(infos: list[dict]) -> list[str]:
+        """Scene of each frame: as recorded, else a scene starts where no lidar sweep comes before a frame."""
+        if all("scene_token" in info for info in infos):
+            return [info["scene_token"] for info in infos]
+        scenes = []
+        for info in infos:
+            starts = not scenes or not info.get("lidar_sweeps")
+            scenes.append(info["token"] if starts else scenes[-1])
+        return scenes
+
+    def parse_data_info(self, info: dict) -> dict:
+        """A frame of the info file, with paths joined, matrices made and labels mapped.
+
+        Args:
+            info: one entry of the info file's `data_list`.
+
+        Returns:
+            dict with `token`, `scene_token`, `timestamp`, `img_paths`, `lidar_path`, the matrices, `cam_instances`
+            (per camera: `bboxes` [G, 4], `labels` [G], `centers2d` [G, 2], `depths` [G]; where the file has them)
+            and `ann_info` or, in test mode, `eval_ann_info` (`gt_bboxes_3d`, `gt_labels_3d`).
+        """
+        missing = [key for key in FRAME_KEYS if key not in info]
+        images = [info.get("images", {}).get(camera, {}) for camera in self.cameras]
+        for camera, image in zip(self.cameras, images, strict=True):
+            missing += [f"images.{camera}.{key}" for key in IMAGE_KEYS if key not in image]
+        if missing:
+            raise self._format_error(f"a frame lacks {', '.join(missing[:4])}")
+
+        lidar = info["lidar_points"]
+        frame = {key: info[key] for key in ("token", "scene_token", "prev", "next", "frame_idx") if key in info}
+        frame["timestamp"] = float(info["timestamp"])
+        frame["cameras"] = self.cameras
+        frame["img_paths"] = [
+            self._join(camera, image["img_path"]) for camera, image in zip(self.cameras, images, strict=True)
+        ]
+        frame["lidar_path"] = self._join("pts", lidar["lidar_path"])
+        frame["num_pts_feats"] = lidar.get("num_pts_feats", 5)
+        frame.update(self._matrices(info, images))
+        if "cam_instances" in info:
+            frame["cam_instances"] = [
+                self._camera_arrays(info["cam_instances"].get(camera) or []) for camera in self.cameras
+            ]
+        if not self.test_mode:
+            if "instances" not in info:
+                raise self._format_error("it has no annotations to train on")
+            frame["ann_info"] = self.parse_ann_info(info)
+        elif self.load_eval_anns and "instances" in info:
+            frame["eval_ann_info"] = self.parse_ann_info(info)
+        return frame
+
+    def _join(self, prefix: str, path: str) -> str:
+        """A bare file name lies in the sensor's folder, a longer relative path below `data_root`."""
+        if osp.dirname(path):
+            return path if osp.isabs(path) else osp.join(self.data_root, path)
+        return osp.join(self.data_prefix[prefix], path)
+
+    @staticmethod
+    def _matrices(info: dict, images: list[dict]) -> dict[str, np.ndarray]:
+        """The frame's matrices, float64: [N, 4, 4] of the cameras, [4, 4] of the poses."""
+        lidar2ego = np.array(info["lidar_points"]["lidar2ego"], dtype=np.float64)
+        ego_pose = np.array(info["ego2global"], dtype=np.float64) @ lidar2ego
+        intrinsics = np.tile(np.eye(4), (len(images), 1, 1))
+        for matrix, image in zip(intrinsics, images, strict=True):
+            matrix[:3, :3] = np.array(image["cam2img"], dtype=np.float64)[:3, :3]
+        extrinsics = np.array([image["lidar2cam"] for image in images], dtype=np.float64).reshape(-1, 4, 4)
+        return {
+            "intrinsics": intrinsics,
+            "extrinsics": extrinsics,
+            "lidar2img": intrinsics @ extrinsics,
+            "ego_pose": ego_pose,
+            "ego_pose_inv": invert_rigid(ego_pose),
+        }
+
+    def _camera_arrays(self, instances: list[dict]) -> dict[str, np.ndarray]:
+        """2D ground truth of one image as arrays, labels in the config's order."""
+        return {
+            "bboxes": np.array([item["bbox"] for item in instances], dtype=np.float32).reshape(-1, 4),
+            "labels": np.array([self.label_mapping[item["bbox_label"]] for item in instances], dtype=np.int64),
+            "centers2d": np.array([item["center_2d"] for item in instances], dtype=np.float32).reshape(-1, 2),
+            "depths": np.array([item["depth"] for item in instances], dtype=np.float32),
+        }
+
+    def parse_ann_info(self, info: dict) -> dict:
+        """3D ground truth of a frame by mmdet3d's rules: valid boxes, unknown velocities 0, labels mapped."""
+        if info["instances"]:
+            missing = [key for key in INSTANCE_KEYS if key not in info["instances"][0]]
+            if missing:
+                raise self._format_error(f"an object lacks {', '.join(missing)}")
+        annotations = super().parse_ann_info(info)
+        return {key: annotations[key] for key in ("gt_bboxes_3d", "gt_labels_3d")}
+
+    # ---- items ----
+
+    def get_data_info(self, idx: int) -> dict:
+        """The frame at an index, as the pipeline takes it; `token` is nuScenes', `sample_idx` the index."""
+        info = super().get_data_info(idx)
+        index = info["sample_idx"]
+        info["prev_exists"] = bool(index > 0 and self.flag[index - 1] == self.flag[index])
+        info["box_type_3d"] = self.box_type_3d
+        info["box_mode_3d"] = self.box_mode_3d
+        return info
+
+    def prepare_data(self, index: int) -> dict:
+        """A frame, or a window of `queue_length` frames ending there, through the pipeline.
+
+        Returns:
+            dict(inputs=dict(img=[N, 3, H, W]), data_samples=sample), or for a window
+            dict(inputs=dict(img=[T, N, 3, H, W]), data_samples=list of T samples).
+        """
+        if self.queue_length == 1:
+            return self.pipeline(self.get_data_info(index))
+        frames = []
+        previous_scene = None
+        for frame_index in self.window_indices(index):
+            info = self.get_data_info(int(frame_index))
+            info["prev_exists"] = info["scene_token"] == previous_scene
+            previous_scene = info["scene_token"]
+            frames.append(self.pipeline(info))
+        return {
+            "inputs": {"img": torch.stack([frame["inputs"]["img"] for frame in frames])},
+            "data_samples": [frame["data_samples"] for frame in frames],
+        }
+
+    def window_indices(self, index: int) -> np.ndarray:
+        """Draw the frames of the window that ends at `index` (NumPy's global generator), in order.
+
+        Before the first frame of the dataset the first frame stands in.
+        """
+        span = self.queue_length - 1 + self.random_length
+        drawn = np.sort(np.random.permutation(span)[self.random_length :])
+        return np.maximum(np.append(index - span + drawn, index), 0)

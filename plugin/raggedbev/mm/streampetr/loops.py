@@ -1,0 +1,86 @@
+"""The training loop over streams.
+
+In: a dataloader, usually of `StreamBatchSampler`. Out: training by iterations as mmengine's, except that a resumed run
+continues the data stream where the checkpoint left it by moving the sampler on, not by loading the data again.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import torch
+from mmdet3d.registry import LOOPS
+from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+from torch.utils.data import DataLoader
+
+
+class _UnstartedLoader:
+    """Stands in for a dataloader while the base class is set up, which would start the workers too early."""
+
+    def __init__(self, dataloader: DataLoader) -> None:
+        self.dataset = dataloader.dataset
+
+    def __iter__(self) -> Iterator:
+        return iter(())
+
+
+@LOOPS.register_module()
+class StreamTrainLoop(IterBasedTrainLoop):
+    """`IterBasedTrainLoop` that resumes the data stream at once.
+
+    The dataloader is started when training starts, after a checkpoint has been loaded. If its batch sampler has
+    `fast_forward`, that is called with the iterations done; workers then start from a seed of their own, so that
+    augmentations do not repeat those of the first iterations. Other samplers are advanced as mmengine does it.
+
+    Args:
+        runner: the runner.
+        dataloader: dataloader or its config.
+        max_iters: iterations to train.
+        kwargs: `val_begin`, `val_interval`, `dynamic_intervals` of `IterBasedTrainLoop`.
+    """
+
+    def __init__(self, runner, dataloader: DataLoader | dict, max_iters: int, **kwargs) -> None:
+        if isinstance(dataloader, dict):
+            different_seeds = runner._randomness_cfg.get("diff_rank_seed", False)
+            dataloader = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=different_seeds)
+        super().__init__(runner, _UnstartedLoader(dataloader), max_iters, **kwargs)
+        self.dataloader = dataloader
+
+    def run(self) -> torch.nn.Module:
+        """Train from the current iteration to `max_iters`; returns the model."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.dataloader_iterator = self._start_data()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._decide_current_val_interval()
+            if self._validation_is_due():
+                self.runner.val_loop.run()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _validation_is_due(self) -> bool:
+        if self.runner.val_loop is None or self._iter < self.val_begin:
+            return False
+        return self._iter % self.val_interval == 0 or self._iter == self._max_iters
+
+    def _start_data(self) -> Iterator:
+        """Start the dataloader behind the batches that were trained on already."""
+        batch_sampler = self.dataloader.batch_sampler
+        if hasattr(batch_sampler, "fast_forward"):
+            batch_sampler.fast_forward(self._iter)
+            self._seed_workers()
+            return _InfiniteDataloaderIterator(self.dataloader)
+        iterator = _InfiniteDataloaderIterator(self.dataloader)
+        for _ in range(self._iter):
+            next(iterator)
+        return iterator
+
+    def _seed_workers(self) -> None:
+        """Seed workers by the iteration, too, if the runner seeds them."""
+        init = self.dataloader.worker_init_fn
+        if self._iter and isinstance(init, functools.partial) and isinstance(init.keywords.get("seed"), int):
+            seed = (init.keywords["seed"] + self._iter) % 2**31
+            self.dataloader.worker_init_fn = functools.partial(init.func, *init.args, **{**init.keywords, "seed": seed})
