@@ -8,15 +8,24 @@ from raggedbev.losses.denoising import (
     prepare_denoising,
     unpack_uniform,
 )
+from raggedbev.losses.focal2d import FocalHeadLossConfig, focal_head_loss
 from raggedbev.losses.ground_truth import GroundTruth2D, GroundTruth3D
+from raggedbev.losses.nonfinite import count_nonfinite
+from raggedbev.losses.streampetr import FocalLossConfig, StreamPETRLossConfig, streampetr_loss
 
 __all__ = [
     "DenoisingConfig",
     "DenoisingOutput",
     "DenoisingQueries",
+    "FocalHeadLossConfig",
+    "FocalLossConfig",
     "GroundTruth2D",
     "GroundTruth3D",
+    "StreamPETRLossConfig",
     "attention_mask",
+    "count_nonfinite",
+    "focal_head_loss",
     "prepare_denoising",
+    "streampetr_loss",
     "unpack_uniform",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raggedbev.losses.ground_truth import GroundTruth3D
+from raggedbev.matching.costs import row_tensor
 
 __all__ = [
     "DenoisingConfig",
@@ -63,6 +64,7 @@ class DenoisingQueries:
         num_known: [] int64, valid positions of the whole batch, on the device.
         groups: number of groups.
         single_pad: positions per group.
+        split: noise beyond which an object became background.
     """
 
     reference_points: Tensor
@@ -72,6 +74,7 @@ class DenoisingQueries:
     num_known: Tensor
     groups: int
     single_pad: int
+    split: float
 
     @property
     def pad(self) -> int:
@@ -125,7 +128,8 @@ def prepare_denoising(
     known = boxes.with_padded_set_to(0.0).tensor  # [B, G, 9]
     noise = uniform * 2 - 1  # [groups, B, G, 3]
     centers = known[..., :3] + noise * (known[..., 3:6] / 2) * config.noise_scale
-    low, extent = _range_rows(config.pc_range, centers)
+    low = row_tensor(config.pc_range[:3], centers)
+    extent = row_tensor([config.pc_range[i + 3] - config.pc_range[i] for i in range(3)], centers)
     centers = ((centers - low) / extent).clamp(0.0, 1.0)
     centers = torch.where(valid.unsqueeze(-1), centers, 0.0)
     foreground = valid & (torch.linalg.vector_norm(noise, dim=-1) <= config.split)  # [groups, B, G]
@@ -138,19 +142,13 @@ def prepare_denoising(
         num_known=boxes.sample_sizes.sum() * config.groups,
         groups=config.groups,
         single_pad=single_pad,
+        split=config.split,
     )
 
 
 def _group_major(x: Tensor) -> Tensor:
     """[groups, B, G, ...] -> [B, groups * G, ...]."""
     return x.transpose(0, 1).flatten(1, 2)
-
-
-def _range_rows(pc_range: tuple[float, ...], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Lower corner and extent of the range, each [3], filled on the device (no copy from the host)."""
-    low = torch.stack([torch.full((), pc_range[i], dtype=like.dtype, device=like.device) for i in range(3)])
-    extents = [pc_range[i + 3] - pc_range[i] for i in range(3)]
-    return low, torch.stack([torch.full((), e, dtype=like.dtype, device=like.device) for e in extents])
 
 
 def unpack_uniform(packed: Tensor, sample_sizes: list[int], groups: int) -> Tensor:

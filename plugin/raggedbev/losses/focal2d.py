@@ -1,0 +1,149 @@
+"""The loss of StreamPETR's 2D head (FocalHead), for all images at once.
+
+In: predictions of every token of every image, 2D ground truth, an assigner with `assign_batch`. Out: one scalar tensor per published
+loss name. Nothing is read from the device (the assigner decides about itself).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raggedbev.heatmap.targets import focal_head_heatmap
+from raggedbev.losses.ground_truth import GroundTruth2D
+from raggedbev.losses.set_prediction import (
+    ReduceMean,
+    class_targets,
+    gather_targets,
+    mean_over_ranks,
+    widened,
+)
+from raggedbev.losses.terms import AVG_FACTOR_EPS, aligned_iou, gaussian_focal_loss, giou_loss, quality_focal_loss
+from raggedbev.matching.costs import cxcywh_to_xyxy, row_tensor, xyxy_to_cxcywh
+
+__all__ = ["FocalHeadLossConfig", "focal_head_loss"]
+
+
+@dataclass(frozen=True)
+class FocalHeadLossConfig:
+    """Settings of the 2D loss.
+
+    Attributes:
+        num_classes: C, also the label of background.
+        cls_weight: weight of the quality focal loss.
+        beta: exponent of the quality focal loss.
+        bbox_weight: weight of the L1 loss of normalised boxes.
+        iou_weight: weight of the GIoU loss.
+        center_weight: weight of the L1 loss of normalised centres.
+        centerness_weight: weight of the Gaussian focal loss.
+        centerness_alpha: focusing exponent of the Gaussian focal loss.
+        centerness_gamma: exponent that discounts negatives near a peak.
+        stride: pixels per token.
+    """
+
+    num_classes: int = 10
+    cls_weight: float = 2.0
+    beta: float = 2.0
+    bbox_weight: float = 5.0
+    iou_weight: float = 2.0
+    center_weight: float = 10.0
+    centerness_weight: float = 1.0
+    centerness_alpha: float = 2.0
+    centerness_gamma: float = 4.0
+    stride: int = 16
+
+
+def check_predictions(
+    cls_logits: Tensor,
+    box_preds: Tensor,
+    center_preds: Tensor,
+    centerness_logits: Tensor,
+    gt: GroundTruth2D,
+    config: FocalHeadLossConfig,
+    pad_shape: tuple[int, int],
+) -> None:
+    """Raise a ValueError where shapes of predictions, ground truth, config and image do not fit."""
+    tokens = (pad_shape[0] // config.stride) * (pad_shape[1] // config.stride)
+    wanted = {
+        "cls_logits": (cls_logits, config.num_classes),
+        "box_preds": (box_preds, 4),
+        "center_preds": (center_preds, 2),
+        "centerness_logits": (centerness_logits, 1),
+    }
+    for name, (tensor, width) in wanted.items():
+        if tuple(tensor.shape) != (gt.num_images, tokens, width):
+            raise ValueError(
+                f"{name} must be {(gt.num_images, tokens, width)} for {gt.num_images} images of {tuple(pad_shape)} pixels "
+                f"at stride {config.stride}, got {tuple(tensor.shape)}"
+            )
+
+
+def focal_head_loss(
+    cls_logits: Tensor,
+    box_preds: Tensor,
+    center_preds: Tensor,
+    centerness_logits: Tensor,
+    gt: GroundTruth2D,
+    assigner: Any,
+    config: FocalHeadLossConfig,
+    pad_shape: tuple[int, int],
+    reduce_mean: ReduceMean | None = None,
+) -> dict[str, Tensor]:
+    """Losses of the 2D head.
+
+    As published, box, GIoU and centre losses are weighted sums over all tokens, so that a non-finite prediction of any token, matched
+    or not, makes them NaN.
+
+    Args:
+        cls_logits: [I, T, C] logits; token = row * columns + column.
+        box_preds: [I, T, 4] centre and size in units of the padded image.
+        center_preds: [I, T, 2] projected centre in units of the padded image.
+        centerness_logits: [I, T, 1] logits.
+        gt: ground truth of the I images.
+        assigner: has `assign_batch(cls_logits, box_preds, center_preds, gt_boxes, gt_labels, gt_centers, pad_shape) ->
+            LinearAssignment`, for instance `HungarianMatcher2D`.
+        config: weights and settings.
+        pad_shape: height and width of the padded image in pixels.
+        reduce_mean: mean over ranks, called once; none: one rank.
+
+    Returns:
+        Scalar tensors 'enc_loss_cls', 'enc_loss_bbox', 'enc_loss_iou', 'centers2d_losses', 'centerness_losses'.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    check_predictions(cls_logits, box_preds, center_preds, centerness_logits, gt, config, pad_shape)
+    cls_logits, box_preds = widened(cls_logits), widened(box_preds)
+    center_preds, centerness_logits = widened(center_preds), widened(centerness_logits)
+    assignment = assigner.assign_batch(
+        cls_logits.detach(), box_preds.detach(), center_preds.detach(), gt.boxes, gt.labels, gt.centers, pad_shape
+    )
+    matched = assignment.gt_of_pred >= 0  # [I, T]
+    count = matched.sum().to(cls_logits.dtype)
+    mean_count = mean_over_ranks(count.reshape(1), reduce_mean)[0].clamp(min=1) + AVG_FACTOR_EPS
+
+    size = row_tensor((pad_shape[1], pad_shape[0]) * 2, box_preds)  # [4]
+    gt_boxes = gt.boxes.apply(lambda boxes: xyxy_to_cxcywh(boxes.to(size.dtype) / size))
+    gt_centers = gt.centers.apply(lambda centers: centers.to(size.dtype) / size[:2])
+    boxes, centers = gather_targets(assignment, gt_boxes), gather_targets(assignment, gt_centers)  # [I, T, 4], [I, T, 2]
+    labels = class_targets(assignment, gt.labels, config.num_classes)
+    pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(boxes) * size
+    with torch.no_grad():
+        quality = aligned_iou(pred_px, target_px)
+        heatmap = focal_head_heatmap(gt.boxes, gt.centers, pad_shape, config.stride).flatten(1).unsqueeze(-1)
+    weight = matched.to(box_preds.dtype)
+    centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
+    cls_sum = quality_focal_loss(cls_logits, labels, quality, config.beta).sum()
+    bbox_sum = ((box_preds - boxes).abs() * weight.unsqueeze(-1)).sum()
+    iou_sum = (giou_loss(pred_px, target_px) * weight).sum()
+    center_sum = ((center_preds - centers).abs() * weight.unsqueeze(-1)).sum()
+    return {
+        "enc_loss_cls": cls_sum / (count.clamp(min=1) + AVG_FACTOR_EPS) * config.cls_weight,
+        "enc_loss_bbox": bbox_sum / mean_count * config.bbox_weight,
+        "enc_loss_iou": iou_sum / (count + AVG_FACTOR_EPS) * config.iou_weight,
+        "centers2d_losses": center_sum / mean_count * config.center_weight,
+        "centerness_losses": centerness.sum() / mean_count * config.centerness_weight,
+    }

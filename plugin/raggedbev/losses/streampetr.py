@@ -1,0 +1,201 @@
+"""The loss of StreamPETR's 3D head, for all decoder layers and samples at once.
+
+In: predictions [L, B, Q, ...], ground truth, an assigner with `assign_batch`, optionally what was predicted for denoising queries.
+Out: one scalar tensor per published loss name. Nothing is read from the device (the assigner decides about itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raggedbev.losses.denoising import DenoisingOutput
+from raggedbev.losses.ground_truth import GroundTruth3D
+from raggedbev.losses.set_prediction import (
+    ReduceMean,
+    class_targets,
+    gather_predictions,
+    masked_l1_sum,
+    mean_over_ranks,
+    num_matched,
+    prediction_sum,
+    widened,
+)
+from raggedbev.losses.terms import AVG_FACTOR_EPS, sigmoid_focal_loss
+from raggedbev.matching.costs import normalize_box3d, row_tensor
+
+__all__ = ["FocalLossConfig", "StreamPETRLossConfig", "denoising_positives", "layer_keys", "streampetr_loss"]
+
+_CODE_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class FocalLossConfig:
+    """Sigmoid focal loss: weight of the loss, weight of positives, focusing exponent."""
+
+    weight: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+
+@dataclass(frozen=True)
+class StreamPETRLossConfig:
+    """Settings of the 3D loss.
+
+    Attributes:
+        num_classes: C, also the label of background.
+        cls: classification loss.
+        bbox_weight: weight of the L1 loss.
+        code_weights: [10] factor of each box coordinate in the loss.
+        match_costs: [10] factor of each box coordinate in the match cost.
+        match_with_velo: whether velocity counts in the match cost (it always counts in the loss).
+        sync_cls_avg_factor: whether the classification loss, too, is normalised by the mean count over ranks.
+        dn_weight: weight of the denoising losses.
+    """
+
+    num_classes: int = 10
+    cls: FocalLossConfig = field(default_factory=FocalLossConfig)
+    bbox_weight: float = 0.25
+    code_weights: Sequence[float] | Tensor = _CODE_WEIGHTS
+    match_costs: Sequence[float] | Tensor = _CODE_WEIGHTS
+    match_with_velo: bool = False
+    sync_cls_avg_factor: bool = False
+    dn_weight: float = 1.0
+
+
+def code_weights_like(config: StreamPETRLossConfig, preds: Tensor) -> Tensor:
+    """[10] code weights in dtype and on the device of the predictions."""
+    weights = config.code_weights
+    return weights.to(preds) if isinstance(weights, Tensor) else row_tensor(weights, preds)
+
+
+def layer_keys(name: str, num_layers: int) -> list[str]:
+    """Published key of each decoder layer's loss, in layer order: 'd0.loss_cls', 'd1.loss_cls', ..., 'loss_cls'."""
+    return [f"d{layer}.{name}" for layer in range(num_layers - 1)] + [name]
+
+
+def denoising_positives(num_known: Tensor, split: float) -> Tensor:
+    """Objects expected to stay within `split` of their place, of `num_known` noised ones: the published normaliser."""
+    return num_known * (3.14159 / 6 * split * split * split)
+
+
+def check_predictions(cls_logits: Tensor, box_preds: Tensor, gt: GroundTruth3D, config: StreamPETRLossConfig) -> None:
+    """Raise a ValueError where shapes of predictions, ground truth and config do not fit."""
+    if cls_logits.dim() != 4 or cls_logits.shape[-1] != config.num_classes:
+        raise ValueError(f"cls_logits must be [L, B, Q, {config.num_classes}], got {tuple(cls_logits.shape)}")
+    wanted = (*cls_logits.shape[:3], len(config.code_weights))
+    if tuple(box_preds.shape) != wanted or wanted[-1] != 10:
+        raise ValueError(
+            f"box_preds must be {(*wanted[:3], 10)} with 10 code weights, got {tuple(box_preds.shape)} "
+            f"with {wanted[-1]} code weights"
+        )
+    if cls_logits.shape[1] != gt.num_samples:
+        raise ValueError(f"predictions are for {cls_logits.shape[1]} samples, ground truth is for {gt.num_samples}")
+
+
+def streampetr_loss(
+    cls_logits: Tensor,
+    box_preds: Tensor,
+    gt: GroundTruth3D,
+    assigner: Any,
+    config: StreamPETRLossConfig,
+    dn: DenoisingOutput | None = None,
+    reduce_mean: ReduceMean | None = None,
+) -> dict[str, Tensor]:
+    """Losses of all decoder layers, and of the denoising queries.
+
+    Args:
+        cls_logits: [L, B, Q, C] logits.
+        box_preds: [L, B, Q, 10] coded boxes (see `normalize_box3d`).
+        gt: ground truth of the B samples.
+        assigner: has `assign_batch(cls_logits, box_preds, gt_boxes, gt_labels, code_weights, with_velo) -> LinearAssignment`,
+            for instance `HungarianMatcher3D`.
+        config: weights and settings.
+        dn: predictions for denoising queries; where there are none, the `dn_` keys repeat the matching losses without gradient, as
+            published.
+        reduce_mean: mean over ranks, called once with all counts; none: one rank.
+
+    Returns:
+        Scalar tensors 'loss_cls', 'loss_bbox', 'd{i}.loss_cls', 'd{i}.loss_bbox' for the layers before the last, and the same with 'dn_'.
+        A layer's loss that is NaN becomes 0, an infinite one the largest finite number.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    check_predictions(cls_logits, box_preds, gt, config)
+    cls_logits, box_preds = widened(cls_logits), widened(box_preds)
+    assignment = assigner.assign_batch(
+        cls_logits.detach(), box_preds.detach(), gt.boxes, gt.labels, config.match_costs, config.match_with_velo
+    )
+    num_layers, code_weights = len(cls_logits), code_weights_like(config, box_preds)
+    counts, mean_counts = _counts(num_matched(assignment), dn, cls_logits.dtype, reduce_mean)
+
+    labels = class_targets(assignment, gt.labels, config.num_classes)
+    cls_sum = prediction_sum(sigmoid_focal_loss(cls_logits, labels, config.cls.alpha, config.cls.gamma))
+    targets = normalize_box3d(gt.boxes.tensor.to(box_preds.dtype))  # [B, G, 10]
+    matched_preds, keep = gather_predictions(assignment, box_preds)
+    bbox_sum = masked_l1_sum(matched_preds, targets, keep & targets.isfinite().all(-1), code_weights)
+    cls_counts = mean_counts if config.sync_cls_avg_factor else counts
+    losses = _named(
+        _normalised(cls_sum, cls_counts[:num_layers], config.cls.weight),
+        _normalised(bbox_sum, mean_counts[:num_layers], config.bbox_weight),
+        prefix="",
+    )
+    if dn is None or dn.queries.pad == 0:
+        return {**losses, **{_denoising_key(key): value.detach() for key, value in losses.items()}}
+    cls_count = denoising_positives(cls_counts[num_layers], dn.queries.split)
+    return {**losses, **_denoising_losses(dn, config, code_weights, cls_count, mean_counts[num_layers])}
+
+
+def _counts(
+    matched: Tensor, dn: DenoisingOutput | None, dtype: torch.dtype, reduce_mean: ReduceMean | None
+) -> tuple[Tensor, Tensor]:
+    """Counts [L + 1] on this rank and their mean over ranks: matches per layer, then denoising objects.
+
+    The denoising count is always there, so that ranks with and without objects reduce tensors of one shape.
+    """
+    known = matched.new_zeros(()) if dn is None else dn.queries.num_known
+    counts = torch.cat([matched, known.reshape(1)]).to(dtype)
+    return counts, mean_over_ranks(counts, reduce_mean)
+
+
+def _normalised(sums: Tensor, counts: Tensor, weight: float) -> Tensor:
+    return torch.nan_to_num(sums / (counts.clamp(min=1) + AVG_FACTOR_EPS) * weight)
+
+
+def _denoising_losses(
+    dn: DenoisingOutput, config: StreamPETRLossConfig, code_weights: Tensor, cls_count: Tensor, bbox_count: Tensor
+) -> dict[str, Tensor]:
+    """Losses of the valid denoising queries; positions without an object are masked on the way in and out."""
+    queries, boxes = dn.queries, widened(dn.box_preds)
+    valid = queries.valid.unsqueeze(-1)  # [B, P, 1]
+    logits = torch.where(valid, widened(dn.cls_logits), 0.0)
+    cls = sigmoid_focal_loss(logits, queries.known_labels, config.cls.alpha, config.cls.gamma)
+    targets = normalize_box3d(queries.known_boxes.to(boxes.dtype))  # [B, P, 10]
+    keep = queries.valid & targets.isfinite().all(-1)
+    bbox_sum = masked_l1_sum(boxes, targets, keep.expand(boxes.shape[:-1]), code_weights)
+    return _named(
+        config.dn_weight * _normalised(prediction_sum(cls * valid), cls_count, config.cls.weight),
+        config.dn_weight * _normalised(bbox_sum, bbox_count, config.bbox_weight),
+        prefix="dn_",
+    )
+
+
+def _named(cls: Tensor, bbox: Tensor, prefix: str) -> dict[str, Tensor]:
+    """Losses [L] under their published keys, the last layer's first."""
+    columns = [
+        dict(zip(layer_keys(f"{prefix}{name}", len(values)), values.unbind(), strict=True))
+        for name, values in (("loss_cls", cls), ("loss_bbox", bbox))
+    ]
+    order = [key for pair in zip(*columns, strict=True) for key in pair]
+    merged = {**columns[0], **columns[1]}
+    return {key: merged[key] for key in order[-2:] + order[:-2]}
+
+
+def _denoising_key(key: str) -> str:
+    """'d0.loss_cls' -> 'd0.dn_loss_cls'."""
+    return key.replace("loss_", "dn_loss_")

@@ -1,0 +1,200 @@
+"""Match costs: predictions and padded ground truth in, cost matrices [..., G, P] out.
+
+Ground truth forms the rows, so that a solver reads one object's costs as one contiguous row. Leading dimensions broadcast: ground truth
+[B, G, ...] against the predictions of all decoder layers [L, B, P, ...] gives [L, B, G, P]. Every entry depends on its own object and
+prediction only, so filler never influences valid entries; what stands in filler rows is unspecified.
+Match costs carry no gradient: callers compute them under `torch.no_grad()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "bbox_l1_cost",
+    "box3d_l1_cost",
+    "center_l1_cost",
+    "classification_cost",
+    "cxcywh_to_xyxy",
+    "focal_loss_cost",
+    "iou_cost",
+    "l1_cost",
+    "normalize_box3d",
+    "replace_nonfinite",
+    "row_tensor",
+    "xyxy_to_cxcywh",
+]
+
+
+def row_tensor(values: Sequence[float], like: Tensor) -> Tensor:
+    """[len(values)] in dtype and on the device of `like`, filled there: nothing is copied from the host."""
+    return torch.cat([torch.full((1,), float(value), dtype=like.dtype, device=like.device) for value in values])
+
+
+def normalize_box3d(boxes: Tensor) -> Tensor:
+    """Boxes as the 3D head predicts them.
+
+    Args:
+        boxes: [..., 9]: centre x, y, z, length, width, height (m), yaw (rad), velocity x, y (m/s).
+
+    Returns:
+        [..., 10]: x, y, z, log of the three dimensions, sin yaw, cos yaw, velocity x, y. Non-finite where a dimension is not positive.
+    """
+    center, dims, yaw, velocity = boxes.split([3, 3, 1, 2], dim=-1)
+    return torch.cat([center, dims.log(), yaw.sin(), yaw.cos(), velocity], dim=-1)
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """[..., 4] centre and size to corners."""
+    center, half = boxes[..., :2], boxes[..., 2:] * 0.5
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """[..., 4] corners to centre and size."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], dim=-1)
+
+
+def replace_nonfinite(cost: Tensor) -> Tensor:
+    """Cost with NaN and +inf as 100 and -inf as -100, as StreamPETR's matching has it."""
+    return torch.nan_to_num(cost, nan=100.0, posinf=100.0, neginf=-100.0)
+
+
+def _class_columns(class_cost: Tensor, labels: Tensor) -> Tensor:
+    """Pick each object's class: [..., P, C] and labels [..., G] to [..., G, P]; labels outside [0, C) cost nothing."""
+    num_preds, num_classes = class_cost.shape[-2:]
+    lead = torch.broadcast_shapes(class_cost.shape[:-2], labels.shape[:-1])
+    by_class = class_cost.transpose(-1, -2).expand(*lead, num_classes, num_preds)
+    known = (labels >= 0) & (labels < num_classes)
+    index = torch.where(known, labels, 0).unsqueeze(-1).expand(*lead, labels.shape[-1], num_preds)
+    return by_class.gather(-2, index).masked_fill(~known.unsqueeze(-1), 0.0)
+
+
+def focal_loss_cost(
+    cls_logits: Tensor, labels: Tensor, *, weight: float = 1.0, alpha: float = 0.25, gamma: float = 2.0, eps: float = 1e-12
+) -> Tensor:
+    """Focal loss of calling a prediction the object's class, less that of calling it background.
+
+    Args:
+        cls_logits: [..., P, C] logits.
+        labels: [..., G] int64; a label outside [0, C) has class cost 0.
+        weight: factor of the result.
+        alpha: weight of positives (Lin et al. 2017, equation 5).
+        gamma: focusing exponent.
+        eps: added inside the logarithms.
+
+    Returns:
+        [..., G, P].
+    """
+    prob = cls_logits.sigmoid()
+    negative = -(1 - prob + eps).log() * (1 - alpha) * prob.pow(gamma)
+    positive = -(prob + eps).log() * alpha * (1 - prob).pow(gamma)
+    return _class_columns((positive - negative) * weight, labels)
+
+
+def classification_cost(cls_logits: Tensor, labels: Tensor, *, weight: float = 1.0) -> Tensor:
+    """Negative softmax probability of the object's class (DETR, equation 9): [..., P, C], [..., G] -> [..., G, P]."""
+    return _class_columns(cls_logits.softmax(-1) * -weight, labels)
+
+
+def l1_cost(preds: Tensor, targets: Tensor) -> Tensor:
+    """Sum of absolute differences: [..., P, D], [..., G, D] -> [..., G, P].
+
+    One coordinate at a time, so that memory stays at [..., G, P].
+    """
+    if preds.shape[-1] != targets.shape[-1]:
+        raise ValueError(f"preds and targets must have the same width, got {preds.shape[-1]} and {targets.shape[-1]}")
+    rows = targets.unsqueeze(-2).unbind(-1)  # each [..., G, 1]
+    columns = preds.unsqueeze(-3).unbind(-1)  # each [..., 1, P]
+    lead = torch.broadcast_shapes(preds.shape[:-2], targets.shape[:-2])
+    total = preds.new_zeros((*lead, targets.shape[-2], preds.shape[-2]))
+    for row, column in zip(rows, columns, strict=True):
+        total += (row - column).abs_()
+    return total
+
+
+def box3d_l1_cost(
+    box_preds: Tensor,
+    targets: Tensor,
+    *,
+    weight: float = 1.0,
+    code_weights: Sequence[float] | Tensor | None = None,
+    num_dims: int | None = None,
+) -> Tensor:
+    """L1 distance of coded 3D boxes.
+
+    Args:
+        box_preds: [..., P, D] coded boxes.
+        targets: [..., G, D] coded ground truth, see `normalize_box3d`.
+        weight: factor of the result.
+        code_weights: [D] factor of each coordinate; none: 1.
+        num_dims: leading coordinates that count; none: all (8 leaves out velocity).
+
+    Returns:
+        [..., G, P].
+    """
+    if code_weights is not None:
+        factors = code_weights if isinstance(code_weights, Tensor) else row_tensor(code_weights, box_preds)
+        factors = factors.to(box_preds)
+        if factors.shape != box_preds.shape[-1:]:
+            raise ValueError(f"code_weights must have {box_preds.shape[-1]} entries, got {tuple(factors.shape)}")
+        box_preds, targets = box_preds * factors, targets * factors
+    return l1_cost(box_preds[..., :num_dims], targets[..., :num_dims]).mul_(weight)
+
+
+def bbox_l1_cost(box_preds: Tensor, gt_boxes: Tensor, *, weight: float = 1.0, box_format: str = "xywh") -> Tensor:
+    """L1 distance of 2D boxes.
+
+    Args:
+        box_preds: [..., P, 4] centre and size.
+        gt_boxes: [..., G, 4] corners, in the same units.
+        weight: factor of the result.
+        box_format: the representation that is compared: 'xywh' (centre and size) or 'xyxy' (corners).
+
+    Returns:
+        [..., G, P].
+    """
+    if box_format == "xywh":
+        return l1_cost(box_preds, xyxy_to_cxcywh(gt_boxes)).mul_(weight)
+    if box_format == "xyxy":
+        return l1_cost(cxcywh_to_xyxy(box_preds), gt_boxes).mul_(weight)
+    raise ValueError(f"box_format must be 'xywh' or 'xyxy', got {box_format!r}")
+
+
+def center_l1_cost(center_preds: Tensor, gt_centers: Tensor, *, weight: float = 1.0) -> Tensor:
+    """L1 distance of 2D centres in the same units: [..., P, 2], [..., G, 2] -> [..., G, P]."""
+    return l1_cost(center_preds, gt_centers).mul_(weight)
+
+
+def iou_cost(
+    pred_boxes: Tensor, gt_boxes: Tensor, *, weight: float = 1.0, iou_mode: str = "giou", eps: float = 1e-6
+) -> Tensor:
+    """Negative overlap of every object with every prediction.
+
+    Args:
+        pred_boxes: [..., P, 4] corners in pixels.
+        gt_boxes: [..., G, 4] corners in pixels.
+        weight: factor of the result.
+        iou_mode: 'iou' or 'giou' (Rezatofighi et al. 2019).
+        eps: lower bound of union and enclosing area, in square pixels.
+
+    Returns:
+        [..., G, P].
+    """
+    if iou_mode not in ("iou", "giou"):
+        raise ValueError(f"iou_mode must be 'iou' or 'giou', got {iou_mode!r}")
+    px0, py0, px1, py1 = (c.unsqueeze(-2) for c in pred_boxes.unbind(-1))  # [..., 1, P]
+    gx0, gy0, gx1, gy1 = (c.unsqueeze(-1) for c in gt_boxes.unbind(-1))  # [..., G, 1]
+    areas = (px1 - px0) * (py1 - py0) + (gx1 - gx0) * (gy1 - gy0)
+    overlap = (px1.minimum(gx1) - px0.maximum(gx0)).clamp(min=0) * (py1.minimum(gy1) - py0.maximum(gy0)).clamp(min=0)
+    union = (areas - overlap).clamp(min=eps)
+    result = overlap / union
+    if iou_mode == "giou":
+        enclosed = (px1.maximum(gx1) - px0.minimum(gx0)).clamp(min=0) * (py1.maximum(gy1) - py0.minimum(gy0)).clamp(min=0)
+        enclosed = enclosed.clamp(min=eps)
+        result = result - (enclosed - union) / enclosed
+    return result * -weight

@@ -1,0 +1,184 @@
+"""Matchers: predictions of all layers and samples and padded ground truth in, one assignment for each layer and sample out.
+
+The settings of a matcher are those of StreamPETR's two Hungarian assigners. Costs of the terms are added up, non-finite sums replaced
+as published, and all problems solved in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from raggedbev.matching import costs
+from raggedbev.matching.assignment import LinearAssignment, linear_assignment
+from raggedbev.ragged.batch import RaggedBatch
+
+__all__ = ["ClassCost", "HungarianMatcher2D", "HungarianMatcher3D"]
+
+
+@dataclass(frozen=True)
+class ClassCost:
+    """Which classification cost is used.
+
+    Attributes:
+        weight: factor of the cost.
+        kind: 'focal' (sigmoid) or 'softmax'.
+        alpha: weight of positives, focal only.
+        gamma: focusing exponent, focal only.
+        eps: added inside logarithms, focal only.
+    """
+
+    weight: float = 2.0
+    kind: str = "focal"
+    alpha: float = 0.25
+    gamma: float = 2.0
+    eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("focal", "softmax"):
+            raise ValueError(f"kind of classification cost must be 'focal' or 'softmax', got {self.kind!r}")
+
+    def __call__(self, cls_logits: Tensor, labels: Tensor) -> Tensor:
+        """[..., P, C], [..., G] -> [..., G, P]."""
+        if self.kind == "softmax":
+            return costs.classification_cost(cls_logits, labels, weight=self.weight)
+        return costs.focal_loss_cost(
+            cls_logits, labels, weight=self.weight, alpha=self.alpha, gamma=self.gamma, eps=self.eps
+        )
+
+
+@dataclass(frozen=True)
+class HungarianMatcher3D:
+    """Batched 3D matching (streaming PETR family).
+
+    Attributes:
+        cls_cost: classification cost.
+        reg_weight: weight of the L1 cost of coded boxes.
+        solver: see `linear_assignment`.
+    """
+
+    cls_cost: ClassCost = field(default_factory=ClassCost)
+    reg_weight: float = 0.25
+    solver: str = "auto"
+
+    @torch.no_grad()
+    def cost(
+        self,
+        cls_logits: Tensor,
+        box_preds: Tensor,
+        gt_boxes: Tensor,
+        gt_labels: Tensor,
+        code_weights: Sequence[float] | Tensor | None = None,
+        with_velo: bool = False,
+    ) -> Tensor:
+        """Match costs.
+
+        Args:
+            cls_logits: [..., P, C] logits.
+            box_preds: [..., P, 10] coded boxes.
+            gt_boxes: [..., G, 9] ground truth (leading dimensions broadcast).
+            gt_labels: [..., G] int64.
+            code_weights: [10] factor of each box coordinate.
+            with_velo: whether velocity counts.
+
+        Returns:
+            [..., G, P], finite.
+        """
+        targets = costs.normalize_box3d(gt_boxes.to(box_preds.dtype))
+        num_dims = None if with_velo else 8
+        reg = costs.box3d_l1_cost(
+            box_preds, targets, weight=self.reg_weight, code_weights=code_weights, num_dims=num_dims
+        )
+        return costs.replace_nonfinite(reg.add_(self.cls_cost(cls_logits, gt_labels)))
+
+    @torch.no_grad()
+    def assign_batch(
+        self,
+        cls_logits: Tensor,
+        box_preds: Tensor,
+        gt_boxes: RaggedBatch,
+        gt_labels: RaggedBatch,
+        code_weights: Sequence[float] | Tensor | None = None,
+        with_velo: bool = False,
+    ) -> LinearAssignment:
+        """Assignment for [..., B, P, C] and [..., B, P, 10] against ground truth [B, G, 9] and [B, G]: every leading index and sample."""
+        cost = self.cost(cls_logits, box_preds, gt_boxes.tensor, gt_labels.tensor, code_weights, with_velo)
+        return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
+
+
+@dataclass(frozen=True)
+class HungarianMatcher2D:
+    """Batched 2D matching (FocalHead).
+
+    Attributes:
+        cls_cost: classification cost.
+        reg_weight: weight of the L1 cost of normalised boxes.
+        box_format: boxes are compared as 'xywh' or 'xyxy'.
+        iou_weight: weight of the overlap cost.
+        iou_mode: 'giou' or 'iou'.
+        center_weight: weight of the L1 cost of normalised centres.
+        solver: see `linear_assignment`.
+    """
+
+    cls_cost: ClassCost = field(default_factory=ClassCost)
+    reg_weight: float = 5.0
+    box_format: str = "xywh"
+    iou_weight: float = 2.0
+    iou_mode: str = "giou"
+    center_weight: float = 10.0
+    solver: str = "auto"
+
+    @torch.no_grad()
+    def cost(
+        self,
+        cls_logits: Tensor,
+        box_preds: Tensor,
+        center_preds: Tensor,
+        gt_boxes: Tensor,
+        gt_labels: Tensor,
+        gt_centers: Tensor,
+        pad_shape: tuple[int, int],
+    ) -> Tensor:
+        """Match costs.
+
+        Args:
+            cls_logits: [..., P, C] logits.
+            box_preds: [..., P, 4] centre and size in units of the padded image.
+            center_preds: [..., P, 2] in units of the padded image.
+            gt_boxes: [..., G, 4] corners in pixels.
+            gt_labels: [..., G] int64.
+            gt_centers: [..., G, 2] pixels.
+            pad_shape: height and width of the padded image in pixels.
+
+        Returns:
+            [..., G, P], finite.
+        """
+        size = costs.row_tensor((pad_shape[1], pad_shape[0]), box_preds)
+        size4 = torch.cat([size, size])
+        gt_boxes, gt_centers = gt_boxes.to(box_preds.dtype), gt_centers.to(box_preds.dtype)
+        total = costs.bbox_l1_cost(box_preds, gt_boxes / size4, weight=self.reg_weight, box_format=self.box_format)
+        total += self.cls_cost(cls_logits, gt_labels)
+        pixels = costs.cxcywh_to_xyxy(box_preds) * size4
+        total += costs.iou_cost(pixels, gt_boxes, weight=self.iou_weight, iou_mode=self.iou_mode)
+        total += costs.center_l1_cost(center_preds, gt_centers / size, weight=self.center_weight)
+        return costs.replace_nonfinite(total)
+
+    @torch.no_grad()
+    def assign_batch(
+        self,
+        cls_logits: Tensor,
+        box_preds: Tensor,
+        center_preds: Tensor,
+        gt_boxes: RaggedBatch,
+        gt_labels: RaggedBatch,
+        gt_centers: RaggedBatch,
+        pad_shape: tuple[int, int],
+    ) -> LinearAssignment:
+        """Assignment for every image: predictions [..., I, P, .] against ground truth [I, G, .]; arguments as in `cost`."""
+        cost = self.cost(
+            cls_logits, box_preds, center_preds, gt_boxes.tensor, gt_labels.tensor, gt_centers.tensor, pad_shape
+        )
+        return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
