@@ -1,0 +1,29 @@
+# Every target sets up .venv by itself when it has to; a second call starts at once. PYTHON=python3.12 chooses the
+# interpreter, ARGS="..." is handed to the program behind a target.
+PY := .venv/bin/python
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: demo test bench lint setup clean
+
+demo: setup
+	$(PY) tools/demo.py $(ARGS)
+
+test: setup
+	$(PY) -m pytest $(ARGS)
+
+bench: setup
+	$(PY) tools/benchmark_loss.py --device cpu $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
+	$(PY) -m mypy
+
+setup:
+	@scripts/setup.sh
+
+clean:
+	rm -rf build dist plugin/*.egg-info plugin/raggedbev/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f .venv/.raggedbev/raggedbev
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
