@@ -1,8 +1,8 @@
 """Sets up .venv in stages and does nothing twice.
 
 In: requirements/, csrc/, setup.py, pyproject.toml and the interpreter that runs this file (standard library only).
-Out: .venv with torch, the mm packages, mmcv's compiled ops and this package. A stamp per stage holds a hash of its inputs;
-a stage runs when its stamp differs. Logs are in build/logs/. Every failure is one sentence and exit code 1.
+Out: .venv with torch, the mm packages, mmcv's compiled ops and this package. A stamp per stage holds a hash of its
+inputs; a stage runs when its stamp differs. Logs are in build/logs/. Every failure is one sentence and exit code 1.
 """
 
 from __future__ import annotations
