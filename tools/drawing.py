@@ -146,7 +146,8 @@ def draw_bird_eye_view(axes: Axes, groups: list[Boxes], points: np.ndarray | Non
         spine.set_visible(False)
     for radius in range(10, int(BEV_RANGE), 10):
         axes.add_patch(Circle((0, 0), radius, fill=False, color=FAINT, linewidth=0.6, alpha=0.6))
-        axes.text(0, radius, f"{radius} m", color=FAINT, fontsize=7, ha="center", va="bottom")
+        place = radius * np.sqrt(0.5)
+        axes.text(place, -place, f" {radius} m", color="#8b95a3", fontsize=7.5, va="top")
     if points is not None:
         axes.scatter(points[:, 0], points[:, 1], s=0.35, c="#9aa4b2", linewidths=0, alpha=0.55)
     axes.add_patch(Polygon([(-0.95, -2.1), (0.95, -2.1), (0.95, 1.2), (0, 2.6), (-0.95, 1.2)], color=TEXT, alpha=0.9))
@@ -167,22 +168,27 @@ def draw_bird_eye_view(axes: Axes, groups: list[Boxes], points: np.ndarray | Non
         start = boxes.center[moving, :2]
         path = np.stack([start, start + boxes.velocity[moving]], axis=1)
         axes.add_collection(LineCollection(path, colors=boxes.color, linewidths=1, linestyles=":"))
-    _bev_captions(axes, groups[-1:], unit)
+    _bev_captions(axes, groups, unit)
     _scale_bar(axes, 10)
 
 
 def _bev_captions(axes: Axes, groups: list[Boxes], unit: float) -> None:
-    """Class names beside the boxes, nearest first, where there is room."""
-    taken: list[tuple[float, float, float, float]] = []
-    for boxes in groups:
-        for i in np.argsort(np.linalg.norm(boxes.center[:, :2], axis=1)):
-            name = boxes.labels[i].rstrip("0123456789.").strip()
-            x, y = boxes.corners[i, :, 0].max() + 0.4, boxes.center[i, 1]
-            box = (x, y - 5 * unit, x + 5.2 * unit * len(name), y + 5 * unit)
-            inside = max(abs(box[0]), abs(box[2]), abs(y)) < BEV_RANGE
-            if inside and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                axes.text(x, y, name, color=boxes.color, fontsize=6.5, va="center", alpha=0.9)
+    """Class names of the last group beside its boxes, nearest first, where they cover no box and no other name."""
+    footprints = np.concatenate([boxes.corners[..., :2] for boxes in groups])  # [N, 8, 2]
+    taken = [tuple(row) for row in np.concatenate([footprints.min(axis=1), footprints.max(axis=1)], axis=1)]
+    taken.append((-4.0, -4.0, 4.0, 4.0))  # the vehicle and the dense lidar rings around it
+    named = groups[-1]
+    for i in np.argsort(np.linalg.norm(named.center[:, :2], axis=1)):
+        name = named.labels[i].rstrip("0123456789.").strip()
+        length, height, y = 5.4 * unit * len(name), 9 * unit, named.center[i, 1]
+        right, left = named.corners[i, :, 0].max() + 4 * unit, named.corners[i, :, 0].min() - 4 * unit - length
+        for x in (right, left):
+            plate = (x, y - height / 2, x + length, y + height / 2)
+            inside = min(x, y) > -BEV_RANGE and max(x + length, y) < BEV_RANGE
+            if inside and not any(_overlap(plate, other) for other in taken):
+                taken.append(plate)
+                axes.text(x, y, name, color=named.color, fontsize=6.8, va="center")
+                break
 
 
 def _scale_bar(axes: Axes, length: float) -> None:

@@ -97,7 +97,7 @@ class TinyNuScenes:
         samples = [f"{token}-sample{k}" for k in range(frames)]
         for k, sample in enumerate(samples):
             step = 0 if k < frames - 1 else 4_000_000  # a gap before the last frame
-            row = {"token": sample, "timestamp": start + 500_000 * k + step, "scene_token": token}
+            row = {"token": sample, "timestamp": start + 900_000 * k + step, "scene_token": token}
             row.update(prev=samples[k - 1] if k else "", next=samples[k + 1] if k + 1 < frames else "")
             self.tables["sample"].append(row)
             self._add_keyframe(token, name, k, row, frames)
