@@ -132,7 +132,9 @@ class _HostCopies(TorchFunctionMode):
     def __init__(self, by_kind: Counter[str]) -> None:
         super().__init__()
         self.by_kind = by_kind
-        self.copied: dict[int, torch.Tensor] = {}  # what cpu() gave: its numpy() does not wait again
+        self.on_host: dict[
+            int, torch.Tensor
+        ] = {}  # what cpu() gave, and what was made of it: reading it waits for nothing
 
     def __torch_function__(
         self,
@@ -144,16 +146,20 @@ class _HostCopies(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _HOST_COPIES:
             self.by_kind[_HOST_COPIES[func]] += 1
-        elif func in _HOST_VIEWS and id(args[0]) not in self.copied:
+        elif func in _HOST_VIEWS and id(args[0]) not in self.on_host:
             self.by_kind[_HOST_VIEWS[func]] += 1
         elif func in _CREATIONS and kwargs.get("device") is not None and not isinstance(args[0], torch.Tensor):
             self.by_kind[_CREATIONS[func]] += 1
         elif func is torch.Tensor.to and _names_device(args[1:], kwargs) and not kwargs.get("non_blocking"):
             self.by_kind["to(device)"] += 1
         result = func(*args, **kwargs)
-        if func is torch.Tensor.cpu:
-            self.copied[id(result)] = result
+        if isinstance(result, torch.Tensor) and (func is torch.Tensor.cpu or self._stays_on_host(func, args)):
+            self.on_host[id(result)] = result
         return result
+
+    def _stays_on_host(self, func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        return bool(tensors) and func is not torch.Tensor.to and all(id(x) in self.on_host for x in tensors)
 
 
 def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
