@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-TESTS, TOOLS = Path(__file__).parent, Path(__file__).parents[2] / "tools"
-for folder in (TESTS, TOOLS):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+TOOLS = str(Path(__file__).parents[2] / "tools")
+if TOOLS not in sys.path:
+    sys.path.insert(0, TOOLS)
 
 pytest.importorskip("nuscenes")
 pytest.importorskip("matplotlib")
