@@ -15,7 +15,7 @@ import pytest
 
 TOOLS = str(Path(__file__).parents[2] / "tools")
 if TOOLS not in sys.path:
-    sys.path.insert(0, TOOLS)
+    sys.path.append(TOOLS)
 
 pytest.importorskip("nuscenes")
 
