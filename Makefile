@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test bench lint setup clean
+.PHONY: demo test bench lint format setup clean
 
 demo: setup
 	$(PY) tools/demo.py $(ARGS)
@@ -19,6 +19,11 @@ lint: setup
 	$(PY) -m ruff format --check .
 	.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
 	$(PY) -m mypy
+
+format: setup
+	$(PY) -m ruff check --fix-only .
+	$(PY) -m ruff format .
+	.venv/bin/clang-format -i $(CXX_FILES)
 
 setup:
 	@scripts/setup.sh
