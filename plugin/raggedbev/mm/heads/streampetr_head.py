@@ -1,0 +1,115 @@
+"""The 3D heads with their losses: per sample as published, and batched. Adapters only; the losses live in `raggedbev.losses`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmdet3d.registry import MODELS
+from torch import Tensor
+
+from raggedbev.losses import GroundTruth3D, StreamPETRLossConfig, streampetr_loss
+from raggedbev.losses.reference import streampetr_loss_reference
+from raggedbev.mm import convert
+from raggedbev.mm.heads.common import (
+    NonfiniteCounter,
+    build_assigner,
+    full_precision,
+    mean_over_processes,
+    require_assigner,
+)
+from raggedbev.mm.streampetr.head import StreamPETRHeadBase
+
+__all__ = ["BatchedStreamPETRHead", "PerSampleStreamPETRHead"]
+
+
+class _StreamPETRLoss(NonfiniteCounter, StreamPETRHeadBase):
+    """Loss configs of the 3D head; subclasses say how the loss is computed."""
+
+    batched: bool
+
+    def _build_loss(
+        self, loss_cls: Mapping | None, loss_bbox: Mapping | None, train_cfg: Mapping | None
+    ) -> None:
+        self._cls = convert.focal_loss(loss_cls)
+        self._bbox_weight = convert.l1_or_giou_weight("loss_bbox", loss_bbox, "L1Loss", published=0.25)
+        self.assigner = build_assigner(type(self).__name__, train_cfg, self.batched, "BatchedHungarianAssigner3D")
+
+    def loss_config(self) -> StreamPETRLossConfig:
+        """Settings of the loss; code weights and match costs are the head's parameters, which checkpoints hold."""
+        return StreamPETRLossConfig(
+            num_classes=self.num_classes,
+            cls=self._cls,
+            bbox_weight=self._bbox_weight,
+            code_weights=self.code_weights,
+            match_costs=self.match_costs,
+            match_with_velo=self.match_with_velo,
+            sync_cls_avg_factor=self.sync_cls_avg_factor,
+            dn_weight=self.dn_weight,
+        )
+
+    def loss(self, outs: dict[str, Any], gt: GroundTruth3D) -> dict[str, Tensor]:
+        """Losses of what `forward` gave for the objects `gt`, under their published names.
+
+        Args:
+            outs: 'all_cls_scores' [L, B, Q, C] logits, 'all_bbox_preds' [L, B, Q, 10] coded boxes, 'dn' DenoisingOutput or None.
+            gt: ground truth on the device of the predictions.
+
+        Raises:
+            ValueError: shapes do not fit the config, or there is no assigner.
+        """
+        logits, boxes = outs["all_cls_scores"], outs["all_bbox_preds"]
+        with full_precision(logits):
+            self.count_nonfinite(logits, boxes)
+            return self._compute(logits, boxes, gt, outs.get("dn"))
+
+    def _compute(self, logits: Tensor, boxes: Tensor, gt: GroundTruth3D, dn: Any) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+@MODELS.register_module(force=True)
+class BatchedStreamPETRHead(_StreamPETRLoss):
+    """StreamPETR's 3D head with the loss of all layers and samples at once; its assigner needs `assign_batch`.
+
+    Arguments as in `StreamPETRHeadBase`.
+    """
+
+    batched = True
+
+    def _compute(self, logits: Tensor, boxes: Tensor, gt: GroundTruth3D, dn: Any) -> dict[str, Tensor]:
+        assigner = require_assigner(self)
+        return streampetr_loss(logits, boxes, gt, assigner, self.loss_config(), dn, mean_over_processes)
+
+
+@MODELS.register_module()
+class PerSampleStreamPETRHead(_StreamPETRLoss):
+    """StreamPETR's 3D head with per-sample loops as published; any assigner with the published `assign`.
+
+    Arguments as in `StreamPETRHeadBase`.
+    """
+
+    batched = False
+
+    def _compute(self, logits: Tensor, boxes: Tensor, gt: GroundTruth3D, dn: Any) -> dict[str, Tensor]:
+        assigner = _SampleMatcher(require_assigner(self))
+        return streampetr_loss_reference(logits, boxes, gt, assigner, self.loss_config(), dn, mean_over_processes)
+
+
+class _SampleMatcher:
+    """An mm-style assigner in the form that the per-sample loss asks for."""
+
+    def __init__(self, assigner: Any) -> None:
+        self.assigner = assigner
+
+    def match(
+        self,
+        cls_logits: Tensor,
+        box_preds: Tensor,
+        gt_boxes: Tensor,
+        gt_labels: Tensor,
+        code_weights: Sequence[float] | Tensor,
+        with_velo: bool,
+    ) -> Tensor:
+        """Object of each prediction [Q] int64, -1 for background."""
+        result = self.assigner.assign(box_preds, cls_logits, gt_boxes, gt_labels, None, code_weights, with_velo)
+        return result.gt_inds - 1
