@@ -23,6 +23,7 @@ from raggedbev.losses.set_prediction import (
 )
 from raggedbev.losses.terms import AVG_FACTOR_EPS, aligned_iou, gaussian_focal_loss, giou_loss, quality_focal_loss
 from raggedbev.matching.costs import cxcywh_to_xyxy, row_tensor, xyxy_to_cxcywh
+from raggedbev.profiling.stages import stage
 
 __all__ = ["FocalHeadLossConfig", "focal_head_loss"]
 
@@ -121,29 +122,30 @@ def focal_head_loss(
     assignment = assigner.assign_batch(
         cls_logits.detach(), box_preds.detach(), center_preds.detach(), gt.boxes, gt.labels, gt.centers, pad_shape
     )
-    matched = assignment.gt_of_pred >= 0  # [I, T]
-    count = matched.sum().to(cls_logits.dtype)
-    mean_count = mean_over_ranks(count.reshape(1), reduce_mean)[0].clamp(min=1) + AVG_FACTOR_EPS
-
-    size = row_tensor((pad_shape[1], pad_shape[0]) * 2, box_preds)  # [4]
-    gt_boxes = gt.boxes.apply(lambda boxes: xyxy_to_cxcywh(boxes.to(size.dtype) / size))
-    gt_centers = gt.centers.apply(lambda centers: centers.to(size.dtype) / size[:2])
-    boxes, centers = gather_targets(assignment, gt_boxes), gather_targets(assignment, gt_centers)  # [I, T, 4], [I, T, 2]
-    labels = class_targets(assignment, gt.labels, config.num_classes)
-    pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(boxes) * size
-    with torch.no_grad():
-        quality = aligned_iou(pred_px, target_px)
-        heatmap = focal_head_heatmap(gt.boxes, gt.centers, pad_shape, config.stride).flatten(1).unsqueeze(-1)
-    weight = matched.to(box_preds.dtype)
-    centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
-    cls_sum = quality_focal_loss(cls_logits, labels, quality, config.beta).sum()
-    bbox_sum = ((box_preds - boxes).abs() * weight.unsqueeze(-1)).sum()
-    iou_sum = (giou_loss(pred_px, target_px) * weight).sum()
-    center_sum = ((center_preds - centers).abs() * weight.unsqueeze(-1)).sum()
-    return {
-        "enc_loss_cls": cls_sum / (count.clamp(min=1) + AVG_FACTOR_EPS) * config.cls_weight,
-        "enc_loss_bbox": bbox_sum / mean_count * config.bbox_weight,
-        "enc_loss_iou": iou_sum / (count + AVG_FACTOR_EPS) * config.iou_weight,
-        "centers2d_losses": center_sum / mean_count * config.center_weight,
-        "centerness_losses": centerness.sum() / mean_count * config.centerness_weight,
-    }
+    with stage("targets"):
+        matched = assignment.gt_of_pred >= 0  # [I, T]
+        count = matched.sum().to(cls_logits.dtype)
+        mean_count = mean_over_ranks(count.reshape(1), reduce_mean)[0].clamp(min=1) + AVG_FACTOR_EPS
+        size = row_tensor((pad_shape[1], pad_shape[0]) * 2, box_preds)  # [4]
+        gt_boxes = gt.boxes.apply(lambda boxes: xyxy_to_cxcywh(boxes.to(size.dtype) / size))
+        gt_centers = gt.centers.apply(lambda centers: centers.to(size.dtype) / size[:2])
+        boxes, centers = gather_targets(assignment, gt_boxes), gather_targets(assignment, gt_centers)  # [I, T, 4 and 2]
+        labels = class_targets(assignment, gt.labels, config.num_classes)
+        pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(boxes) * size
+        with torch.no_grad():
+            quality = aligned_iou(pred_px, target_px)
+            heatmap = focal_head_heatmap(gt.boxes, gt.centers, pad_shape, config.stride).flatten(1).unsqueeze(-1)
+        weight = matched.to(box_preds.dtype)
+    with stage("loss terms"):
+        centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
+        cls_sum = quality_focal_loss(cls_logits, labels, quality, config.beta).sum()
+        bbox_sum = ((box_preds - boxes).abs() * weight.unsqueeze(-1)).sum()
+        iou_sum = (giou_loss(pred_px, target_px) * weight).sum()
+        center_sum = ((center_preds - centers).abs() * weight.unsqueeze(-1)).sum()
+        return {
+            "enc_loss_cls": cls_sum / (count.clamp(min=1) + AVG_FACTOR_EPS) * config.cls_weight,
+            "enc_loss_bbox": bbox_sum / mean_count * config.bbox_weight,
+            "enc_loss_iou": iou_sum / (count + AVG_FACTOR_EPS) * config.iou_weight,
+            "centers2d_losses": center_sum / mean_count * config.center_weight,
+            "centerness_losses": centerness.sum() / mean_count * config.centerness_weight,
+        }

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from raggedbev.profiling.stages import stage
 from raggedbev.ragged.batch import RaggedBatch
 from raggedbev.ragged.pack import combine_data
 
@@ -52,12 +53,15 @@ class GroundTruth3D:
     @cached_property
     def boxes(self) -> RaggedBatch:
         """[B, G, 9], packed at the first use."""
-        return combine_data(self.box_list)
+        with stage("GT packing"):
+            return combine_data(self.box_list)
 
     @cached_property
     def labels(self) -> RaggedBatch:
         """[B, G] int64, with the raggedness of `boxes`."""
-        return combine_data(self.label_list, other_with_same_sample_sizes=self.boxes)
+        boxes = self.boxes
+        with stage("GT packing"):
+            return combine_data(self.label_list, other_with_same_sample_sizes=boxes)
 
 
 @dataclass(frozen=True)
@@ -86,14 +90,19 @@ class GroundTruth2D:
     @cached_property
     def boxes(self) -> RaggedBatch:
         """[I, G, 4], packed at the first use."""
-        return combine_data(self.box_list)
+        with stage("GT packing"):
+            return combine_data(self.box_list)
 
     @cached_property
     def labels(self) -> RaggedBatch:
         """[I, G] int64, with the raggedness of `boxes`."""
-        return combine_data(self.label_list, other_with_same_sample_sizes=self.boxes)
+        boxes = self.boxes
+        with stage("GT packing"):
+            return combine_data(self.label_list, other_with_same_sample_sizes=boxes)
 
     @cached_property
     def centers(self) -> RaggedBatch:
         """[I, G, 2], with the raggedness of `boxes`."""
-        return combine_data(self.center_list, other_with_same_sample_sizes=self.boxes)
+        boxes = self.boxes
+        with stage("GT packing"):
+            return combine_data(self.center_list, other_with_same_sample_sizes=boxes)

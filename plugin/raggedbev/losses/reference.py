@@ -33,6 +33,7 @@ from raggedbev.losses.terms import (
 )
 from raggedbev.matching.costs import cxcywh_to_xyxy, normalize_box3d, xyxy_to_cxcywh
 from raggedbev.matching.reference import ARMS
+from raggedbev.profiling.stages import stage
 
 __all__ = ["focal_head_loss_reference", "focal_head_heatmap_reference", "streampetr_loss_reference"]
 
@@ -111,18 +112,19 @@ def _layer_losses(
             config.match_costs,
             config.match_with_velo,
         )
-        matched = (gt_of_pred >= 0).nonzero().squeeze(-1)
-        objects = gt_of_pred[matched]
-        sample_labels = classes.new_full((len(gt_of_pred),), config.num_classes)
-        sample_labels[matched] = classes[objects]
-        sample_targets = box_preds.new_zeros((len(gt_of_pred), 9))
-        sample_targets[matched] = boxes[objects].to(box_preds.dtype)
-        sample_weights = torch.zeros_like(box_preds[sample])
-        sample_weights[matched] = 1.0
-        num_pos += len(matched)
-        labels.append(sample_labels)
-        targets.append(sample_targets)
-        weights.append(sample_weights)
+        with stage("targets"):
+            matched = (gt_of_pred >= 0).nonzero().squeeze(-1)
+            objects = gt_of_pred[matched]
+            sample_labels = classes.new_full((len(gt_of_pred),), config.num_classes)
+            sample_labels[matched] = classes[objects]
+            sample_targets = box_preds.new_zeros((len(gt_of_pred), 9))
+            sample_targets[matched] = boxes[objects].to(box_preds.dtype)
+            sample_weights = torch.zeros_like(box_preds[sample])
+            sample_weights[matched] = 1.0
+            num_pos += len(matched)
+            labels.append(sample_labels)
+            targets.append(sample_targets)
+            weights.append(sample_weights)
     mean_pos = _mean_count(num_pos, box_preds, reduce_mean)
     return _row_losses(
         cls_logits.flatten(0, 1),
@@ -171,13 +173,14 @@ def _row_losses(
     bbox_count: float,
 ) -> tuple[Tensor, Tensor]:
     """Both losses of R rows: [R, C], [R, 10], [R], [R, 9], [R, 10]."""
-    focal = sigmoid_focal_loss(cls_logits, labels, config.cls.alpha, config.cls.gamma)
-    loss_cls = config.cls.weight * (focal.sum() / (max(cls_count, 1) + AVG_FACTOR_EPS))
-    coded = normalize_box3d(targets)
-    finite = coded.isfinite().all(-1)
-    l1 = (box_preds[finite] - coded[finite]).abs() * weights[finite]
-    loss_bbox = config.bbox_weight * (l1.sum() / (max(bbox_count, 1) + AVG_FACTOR_EPS))
-    return torch.nan_to_num(loss_cls), torch.nan_to_num(loss_bbox)
+    with stage("loss terms"):
+        focal = sigmoid_focal_loss(cls_logits, labels, config.cls.alpha, config.cls.gamma)
+        loss_cls = config.cls.weight * (focal.sum() / (max(cls_count, 1) + AVG_FACTOR_EPS))
+        coded = normalize_box3d(targets)
+        finite = coded.isfinite().all(-1)
+        l1 = (box_preds[finite] - coded[finite]).abs() * weights[finite]
+        loss_bbox = config.bbox_weight * (l1.sum() / (max(bbox_count, 1) + AVG_FACTOR_EPS))
+        return torch.nan_to_num(loss_cls), torch.nan_to_num(loss_bbox)
 
 
 def focal_head_heatmap_reference(gt: GroundTruth2D, pad_shape: tuple[int, int], stride: int) -> Tensor:
@@ -246,38 +249,41 @@ def focal_head_loss_reference(
         gt_boxes, gt_labels, gt_centers = gt.box_list[image], gt.label_list[image], gt.center_list[image]
         preds = (part[image].detach() for part in (cls_logits, box_preds, center_preds))
         gt_of_pred = assigner.match(*preds, gt_boxes, gt_labels, gt_centers, pad_shape)
-        matched = (gt_of_pred >= 0).nonzero().squeeze(-1)
-        objects = gt_of_pred[matched]
-        image_labels = gt_labels.new_full((len(gt_of_pred),), config.num_classes)
-        image_labels[matched] = gt_labels[objects]
-        image_boxes, image_centers = torch.zeros_like(box_preds[image]), torch.zeros_like(center_preds[image])
-        image_boxes[matched] = xyxy_to_cxcywh(gt_boxes[objects].to(size.dtype) / size)
-        image_centers[matched] = gt_centers[objects].to(size.dtype) / size[:2]
-        image_weights = torch.zeros_like(box_preds[image, :, 0])
-        image_weights[matched] = 1.0
-        num_pos += len(matched)
-        labels.append(image_labels)
-        boxes.append(image_boxes)
-        centers.append(image_centers)
-        weights.append(image_weights)
-    if arm == "published":
-        heatmap = focal_head_heatmap_reference(gt, pad_shape, config.stride)
-    else:
-        heatmap = focal_head_heatmap(gt.boxes, gt.centers, pad_shape, config.stride)
-    target_boxes, weight = torch.stack(boxes), torch.stack(weights)
-    pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(target_boxes) * size
-    quality = aligned_iou(pred_px, target_px).detach()
-    mean_pos = max(_mean_count(num_pos, box_preds, reduce_mean), 1) + AVG_FACTOR_EPS
-    classes = quality_focal_loss(cls_logits, torch.stack(labels), quality, config.beta)
-    heatmap = heatmap.flatten(1).unsqueeze(-1)
-    centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
-    bbox = (box_preds - target_boxes).abs() * weight.unsqueeze(-1)
-    center = (center_preds - torch.stack(centers)).abs() * weight.unsqueeze(-1)
-    iou = giou_loss(pred_px, target_px) * weight
-    return {
-        "enc_loss_cls": config.cls_weight * classes.sum() / (max(num_pos, 1) + AVG_FACTOR_EPS),
-        "enc_loss_bbox": config.bbox_weight * bbox.sum() / mean_pos,
-        "enc_loss_iou": config.iou_weight * iou.sum() / (num_pos + AVG_FACTOR_EPS),
-        "centers2d_losses": config.center_weight * center.sum() / mean_pos,
-        "centerness_losses": config.centerness_weight * centerness.sum() / mean_pos,
-    }
+        with stage("targets"):
+            matched = (gt_of_pred >= 0).nonzero().squeeze(-1)
+            objects = gt_of_pred[matched]
+            image_labels = gt_labels.new_full((len(gt_of_pred),), config.num_classes)
+            image_labels[matched] = gt_labels[objects]
+            image_boxes, image_centers = torch.zeros_like(box_preds[image]), torch.zeros_like(center_preds[image])
+            image_boxes[matched] = xyxy_to_cxcywh(gt_boxes[objects].to(size.dtype) / size)
+            image_centers[matched] = gt_centers[objects].to(size.dtype) / size[:2]
+            image_weights = torch.zeros_like(box_preds[image, :, 0])
+            image_weights[matched] = 1.0
+            num_pos += len(matched)
+            labels.append(image_labels)
+            boxes.append(image_boxes)
+            centers.append(image_centers)
+            weights.append(image_weights)
+    with stage("targets"):
+        if arm == "published":
+            heatmap = focal_head_heatmap_reference(gt, pad_shape, config.stride)
+        else:
+            heatmap = focal_head_heatmap(gt.boxes, gt.centers, pad_shape, config.stride)
+        target_boxes, weight = torch.stack(boxes), torch.stack(weights)
+        pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(target_boxes) * size
+        quality = aligned_iou(pred_px, target_px).detach()
+        mean_pos = max(_mean_count(num_pos, box_preds, reduce_mean), 1) + AVG_FACTOR_EPS
+    with stage("loss terms"):
+        classes = quality_focal_loss(cls_logits, torch.stack(labels), quality, config.beta)
+        heatmap = heatmap.flatten(1).unsqueeze(-1)
+        centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
+        bbox = (box_preds - target_boxes).abs() * weight.unsqueeze(-1)
+        center = (center_preds - torch.stack(centers)).abs() * weight.unsqueeze(-1)
+        iou = giou_loss(pred_px, target_px) * weight
+        return {
+            "enc_loss_cls": config.cls_weight * classes.sum() / (max(num_pos, 1) + AVG_FACTOR_EPS),
+            "enc_loss_bbox": config.bbox_weight * bbox.sum() / mean_pos,
+            "enc_loss_iou": config.iou_weight * iou.sum() / (num_pos + AVG_FACTOR_EPS),
+            "centers2d_losses": config.center_weight * center.sum() / mean_pos,
+            "centerness_losses": config.centerness_weight * centerness.sum() / mean_pos,
+        }

@@ -27,6 +27,7 @@ from raggedbev.losses.set_prediction import (
 )
 from raggedbev.losses.terms import AVG_FACTOR_EPS, sigmoid_focal_loss
 from raggedbev.matching.costs import normalize_box3d, row_tensor
+from raggedbev.profiling.stages import stage
 
 __all__ = ["FocalLossConfig", "StreamPETRLossConfig", "denoising_positives", "layer_keys", "streampetr_loss"]
 
@@ -131,24 +132,25 @@ def streampetr_loss(
     assignment = assigner.assign_batch(
         cls_logits.detach(), box_preds.detach(), gt.boxes, gt.labels, config.match_costs, config.match_with_velo
     )
-    num_layers, code_weights = len(cls_logits), code_weights_like(config, box_preds)
-    counts, mean_counts = _counts(num_matched(assignment), dn, cls_logits.dtype, reduce_mean)
-
-    labels = class_targets(assignment, gt.labels, config.num_classes)
-    cls_sum = prediction_sum(sigmoid_focal_loss(cls_logits, labels, config.cls.alpha, config.cls.gamma))
-    targets = normalize_box3d(gt.boxes.tensor.to(box_preds.dtype))  # [B, G, 10]
-    matched_preds, keep = gather_predictions(assignment, box_preds)
-    bbox_sum = masked_l1_sum(matched_preds, targets, keep & targets.isfinite().all(-1), code_weights)
-    cls_counts = mean_counts if config.sync_cls_avg_factor else counts
-    losses = _named(
-        _normalised(cls_sum, cls_counts[:num_layers], config.cls.weight),
-        _normalised(bbox_sum, mean_counts[:num_layers], config.bbox_weight),
-        prefix="",
-    )
-    if dn is None or dn.queries.pad == 0:
-        return {**losses, **{_denoising_key(key): value.detach() for key, value in losses.items()}}
-    cls_count = denoising_positives(cls_counts[num_layers], dn.queries.split)
-    return {**losses, **_denoising_losses(dn, config, code_weights, cls_count, mean_counts[num_layers])}
+    with stage("targets"):
+        num_layers, code_weights = len(cls_logits), code_weights_like(config, box_preds)
+        counts, mean_counts = _counts(num_matched(assignment), dn, cls_logits.dtype, reduce_mean)
+        cls_counts = mean_counts if config.sync_cls_avg_factor else counts
+        labels = class_targets(assignment, gt.labels, config.num_classes)
+        targets = normalize_box3d(gt.boxes.tensor.to(box_preds.dtype))  # [B, G, 10]
+        matched_preds, keep = gather_predictions(assignment, box_preds)
+    with stage("loss terms"):
+        cls_sum = prediction_sum(sigmoid_focal_loss(cls_logits, labels, config.cls.alpha, config.cls.gamma))
+        bbox_sum = masked_l1_sum(matched_preds, targets, keep & targets.isfinite().all(-1), code_weights)
+        losses = _named(
+            _normalised(cls_sum, cls_counts[:num_layers], config.cls.weight),
+            _normalised(bbox_sum, mean_counts[:num_layers], config.bbox_weight),
+            prefix="",
+        )
+        if dn is None or dn.queries.pad == 0:
+            return {**losses, **{_denoising_key(key): value.detach() for key, value in losses.items()}}
+        cls_count = denoising_positives(cls_counts[num_layers], dn.queries.split)
+        return {**losses, **_denoising_losses(dn, config, code_weights, cls_count, mean_counts[num_layers])}
 
 
 def _counts(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from raggedbev.matching import costs
 from raggedbev.matching.assignment import LinearAssignment, linear_assignment
+from raggedbev.profiling.stages import stage
 from raggedbev.ragged.batch import RaggedBatch
 
 __all__ = ["ClassCost", "HungarianMatcher2D", "HungarianMatcher3D"]
@@ -105,8 +106,10 @@ class HungarianMatcher3D:
         with_velo: bool = False,
     ) -> LinearAssignment:
         """Assignment for [..., B, P, C] and [..., B, P, 10] against ground truth [B, G, 9] and [B, G]: every leading index and sample."""
-        cost = self.cost(cls_logits, box_preds, gt_boxes.tensor, gt_labels.tensor, code_weights, with_velo)
-        return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
+        with stage("cost"):
+            cost = self.cost(cls_logits, box_preds, gt_boxes.tensor, gt_labels.tensor, code_weights, with_velo)
+        with stage("matching"):
+            return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,8 @@ class HungarianMatcher2D:
         pad_shape: tuple[int, int],
     ) -> LinearAssignment:
         """Assignment for every image: predictions [..., I, P, .] against ground truth [I, G, .]; arguments as in `cost`."""
-        cost = self.cost(
-            cls_logits, box_preds, center_preds, gt_boxes.tensor, gt_labels.tensor, gt_centers.tensor, pad_shape
-        )
-        return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
+        ground_truth = (gt_boxes.tensor, gt_labels.tensor, gt_centers.tensor)
+        with stage("cost"):
+            cost = self.cost(cls_logits, box_preds, center_preds, *ground_truth, pad_shape)
+        with stage("matching"):
+            return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from raggedbev.matching.costs import cxcywh_to_xyxy, normalize_box3d, xyxy_to_cxcywh
 from raggedbev.matching.hungarian import ClassCost, HungarianMatcher2D, HungarianMatcher3D
+from raggedbev.profiling.stages import stage
 
 __all__ = ["ARMS", "PerSampleMatcher2D", "PerSampleMatcher3D"]
 
@@ -99,15 +100,17 @@ class PerSampleMatcher3D:
         """[P, C], [P, 10] against [G, 9], [G]: object of each prediction [P] int64, -1 for background."""
         if len(gt_boxes) == 0 or len(box_preds) == 0:
             return torch.full((len(box_preds),), -1, dtype=torch.long, device=box_preds.device)
-        targets = normalize_box3d(gt_boxes.to(box_preds.dtype))
-        if code_weights is not None:
-            factors = torch.as_tensor(code_weights, dtype=box_preds.dtype, device=box_preds.device)
-            box_preds, targets = box_preds * factors, targets * factors
-        if not with_velo:
-            box_preds, targets = box_preds[:, :8], targets[:, :8]
-        cost = _class_cost(self.config.cls_cost, cls_logits, gt_labels)
-        cost = cost + torch.cdist(box_preds, targets, p=1) * self.config.reg_weight
-        return _object_of_pred(_solve(cost, self.arm), len(box_preds), box_preds.device)
+        with stage("cost"):
+            targets = normalize_box3d(gt_boxes.to(box_preds.dtype))
+            if code_weights is not None:
+                factors = torch.as_tensor(code_weights, dtype=box_preds.dtype, device=box_preds.device)
+                box_preds, targets = box_preds * factors, targets * factors
+            if not with_velo:
+                box_preds, targets = box_preds[:, :8], targets[:, :8]
+            cost = _class_cost(self.config.cls_cost, cls_logits, gt_labels)
+            cost = cost + torch.cdist(box_preds, targets, p=1) * self.config.reg_weight
+        with stage("matching"):
+            return _object_of_pred(_solve(cost, self.arm), len(box_preds), box_preds.device)
 
 
 @dataclass(frozen=True)
@@ -134,15 +137,17 @@ class PerSampleMatcher2D:
         """[P, C], [P, 4], [P, 2] against [G, 4], [G], [G, 2]: object of each prediction [P] int64, -1 for background."""
         if len(gt_boxes) == 0 or len(box_preds) == 0:
             return torch.full((len(box_preds),), -1, dtype=torch.long, device=box_preds.device)
-        config, height, width = self.config, *pad_shape
-        size = box_preds.new_tensor([width, height, width, height])
-        gt_boxes, gt_centers = gt_boxes.to(box_preds.dtype), gt_centers.to(box_preds.dtype)
-        if config.box_format == "xywh":
-            reg = torch.cdist(box_preds, xyxy_to_cxcywh(gt_boxes / size), p=1)
-        else:
-            reg = torch.cdist(cxcywh_to_xyxy(box_preds), gt_boxes / size, p=1)
-        overlap = _overlaps(cxcywh_to_xyxy(box_preds) * size, gt_boxes, config.iou_mode)
-        cost = reg * config.reg_weight + _class_cost(config.cls_cost, cls_logits, gt_labels)
-        cost = cost - overlap * config.iou_weight
-        cost = cost + torch.cdist(center_preds, gt_centers / size[:2], p=1) * config.center_weight
-        return _object_of_pred(_solve(cost, self.arm), len(box_preds), box_preds.device)
+        with stage("cost"):
+            config, height, width = self.config, *pad_shape
+            size = box_preds.new_tensor([width, height, width, height])
+            gt_boxes, gt_centers = gt_boxes.to(box_preds.dtype), gt_centers.to(box_preds.dtype)
+            if config.box_format == "xywh":
+                reg = torch.cdist(box_preds, xyxy_to_cxcywh(gt_boxes / size), p=1)
+            else:
+                reg = torch.cdist(cxcywh_to_xyxy(box_preds), gt_boxes / size, p=1)
+            overlap = _overlaps(cxcywh_to_xyxy(box_preds) * size, gt_boxes, config.iou_mode)
+            cost = reg * config.reg_weight + _class_cost(config.cls_cost, cls_logits, gt_labels)
+            cost = cost - overlap * config.iou_weight
+            cost = cost + torch.cdist(center_preds, gt_centers / size[:2], p=1) * config.center_weight
+        with stage("matching"):
+            return _object_of_pred(_solve(cost, self.arm), len(box_preds), box_preds.device)

@@ -1,0 +1,107 @@
+"""The benchmark's command line: report, chart, and one sentence for what cannot work."""
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from launch import ROOT, environment
+
+sys.path.insert(0, str(ROOT / "tools"))
+import benchmark_loss
+
+CONFIG = "configs/streampetr/streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py"
+QUICK = ["small", "--batch-size", "1", "--repeats", "1"]
+
+
+def test_report_table_and_chart(tmp_path, capsys):
+    report, chart = tmp_path / "new" / "out.json", tmp_path / "out.png"
+    assert benchmark_loss.main([*QUICK, "--json", str(report), "--chart", str(chart)]) == 0
+    text = capsys.readouterr().out
+    for word in ("published, reference, batched compared", "StreamPETR Head", "Focal Head", "host syncs"):
+        assert word in text
+    content = json.loads(report.read_text())
+    assert list(content["arms"]) == ["published", "reference", "batched"]
+    assert (content["config"], content["batch_size"], content["scope"]) == ("small", 1, "loss")
+    assert 30 <= content["objects_per_sample"][0] <= 60
+    for arm in content["arms"].values():
+        assert arm["Loss"] >= arm["StreamPETR Head"] + arm["Focal Head"] > 0
+    assert content["speedup"]["Loss"] == pytest.approx(
+        content["arms"]["reference"]["Loss"] / content["arms"]["batched"]["Loss"], rel=1e-2
+    )
+    assert content["agreement"]["losses"] < 1e-5
+    syncs = {name: arm["host_syncs"] for name, arm in content["arms"].items()}
+    assert syncs["batched"] < syncs["reference"] < syncs["published"]
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_arms_that_disagree_fail(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_loss, "AGREEMENT", -1.0)
+    assert benchmark_loss.main(QUICK) == 1
+    assert "the arms' losses differ by" in capsys.readouterr().err
+
+
+def test_a_chosen_arm_and_trained_predictions(tmp_path):
+    report = tmp_path / "out.json"
+    arguments = [*QUICK, "--arms", "batched", "--predictions", "trained", "--json", str(report)]
+    assert benchmark_loss.main(arguments) == 0
+    content = json.loads(report.read_text())
+    assert list(content["arms"]) == ["batched"] and content["predictions"] == "trained"
+
+
+def test_ground_truth_of_an_info_file(tmp_path):
+    instance = {"bbox_3d": [1.0, 2.0, 0.0, 4.0, 2.0, 1.5, 0.3], "velocity": [1.0, 0.0], "bbox_label_3d": 0}
+    seen = {"bbox": [800.0, 450.0, 900.0, 600.0], "bbox_label": 4, "center_2d": [850.0, 500.0], "depth": 9.0}
+    frame = {"instances": [instance] * 3, "cam_instances": {f"CAM_{i}": [seen] * i for i in range(6)}}
+    path, report = tmp_path / "infos.pkl", tmp_path / "out.json"
+    path.write_bytes(pickle.dumps({"data_list": [frame]}))
+    assert benchmark_loss.main([*QUICK, "--infos", str(path), "--json", str(report)]) == 0
+    content = json.loads(report.read_text())
+    assert content["objects_per_sample"] == [3] and content["objects_2d"] == 15
+
+
+BAD = {
+    "unknown preset": (["large"], "presets are streampetr_r50_704, streampetr_r50_428q, small"),
+    "no device of that name": (["--device", "mps"], "--device must be cpu or cuda, got mps"),
+    "no samples": (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+    "no repeats": (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+    "iteration of a preset": (["small", "--scope", "iteration"], "needs an mm config, got the preset small"),
+    "data of a preset": (["small", "--real-data"], "belongs to --scope iteration"),
+    "no info file": (["small", "--infos", "none.pkl"], "no info file at none.pkl"),
+    "no config file": (["configs/none.py", "--scope", "iteration"], "no config file configs/none.py"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(case, capsys):
+    arguments, message = BAD[case]
+    assert benchmark_loss.main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") and message in errors and errors.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_that_is_not_there_is_one_sentence(capsys):
+    assert benchmark_loss.main(["small", "--device", "cuda"]) == 1
+    assert "torch finds no CUDA device on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("package", "arguments"), [("mmengine", [CONFIG]), ("matplotlib", ["--chart", "x.png"])])
+def test_missing_packages_are_named(package, arguments, monkeypatch, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    assert benchmark_loss.main(arguments) == 1
+    assert f"needs {package}, which is not installed" in capsys.readouterr().err
+
+
+def test_the_loss_scope_imports_no_mm_package():
+    code = (
+        "import sys; sys.path.insert(0, 'tools'); import benchmark_loss as b;"
+        f"b.main({QUICK!r});"
+        "sys.exit(any(m in sys.modules for m in ('mmengine', 'mmcv', 'mmdet', 'mmdet3d', 'matplotlib')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()
