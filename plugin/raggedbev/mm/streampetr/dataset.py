@@ -43,17 +43,16 @@ def sequence_flags(scene_ids: Sequence, num_splits: int) -> np.ndarray:
         ValueError: a scene cannot be cut into `num_splits` chunks of that length.
     """
     scene_ids = np.asarray(scene_ids)
-    starts = np.flatnonzero(np.r_[True, scene_ids[1:] != scene_ids[:-1]]) if len(scene_ids) else np.zeros(0, np.int64)
+    starts = np.flatnonzero(np.r_[True, scene_ids[1:] != scene_ids[:-1]][: len(scene_ids)])
     flags = np.empty(len(scene_ids), dtype=np.int64)
-    for scene, (start, stop) in enumerate(zip(starts, np.r_[starts[1:], len(scene_ids)], strict=True)):
-        frames = stop - start
+    for scene, (start, frames) in enumerate(zip(starts, np.diff(np.r_[starts, len(scene_ids)]), strict=True)):
         chunk = -(-frames // num_splits)
         if -(-frames // chunk) != num_splits:
             raise ValueError(
                 f"seq_split_num={num_splits} cannot cut a scene of {frames} frames (it starts at frame {start}) into "
                 f"equal chunks: {chunk} frames each give {-(-frames // chunk)} sequences"
             )
-        flags[start:stop] = scene * num_splits + np.arange(frames) // chunk
+        flags[start : start + frames] = scene * num_splits + np.arange(frames) // chunk
     return flags
 
 
@@ -223,6 +222,8 @@ class StreamNuScenesDataset(NuScenesDataset):
             self._metainfo.setdefault(key, value)
         self._map_labels(metainfo.get("categories"))
 
+        for info in content["data_list"]:
+            self._check_frame(info)
         infos = sorted(content["data_list"], key=lambda info: info["timestamp"])
         scene_tokens = np.array(self._find_scenes(infos))
         first_seen: dict = {}
@@ -264,6 +265,14 @@ class StreamNuScenesDataset(NuScenesDataset):
             f"{self.ann_file} is not an info file of this dataset, {reason}: make it with {self._create_infos()}"
         )
 
+    def _check_frame(self, info: dict) -> None:
+        missing = [key for key in FRAME_KEYS if key not in info]
+        for camera in self.cameras:
+            image = info.get("images", {}).get(camera, {})
+            missing += [f"images.{camera}.{key}" for key in IMAGE_KEYS if key not in image]
+        if missing:
+            raise self._format_error(f"a frame lacks {', '.join(missing[:4])}")
+
     def _map_labels(self, categories: dict | None) -> None:
         """From the info file's class numbers to those of the config (-1: not among them)."""
         if categories is None:
@@ -297,13 +306,7 @@ class StreamNuScenesDataset(NuScenesDataset):
             (per camera: `bboxes` [G, 4], `labels` [G], `centers2d` [G, 2], `depths` [G]; where the file has them)
             and `ann_info` or, in test mode, `eval_ann_info` (`gt_bboxes_3d`, `gt_labels_3d`).
         """
-        missing = [key for key in FRAME_KEYS if key not in info]
-        images = [info.get("images", {}).get(camera, {}) for camera in self.cameras]
-        for camera, image in zip(self.cameras, images, strict=True):
-            missing += [f"images.{camera}.{key}" for key in IMAGE_KEYS if key not in image]
-        if missing:
-            raise self._format_error(f"a frame lacks {', '.join(missing[:4])}")
-
+        images = [info["images"][camera] for camera in self.cameras]
         lidar = info["lidar_points"]
         frame = {key: info[key] for key in ("token", "scene_token", "prev", "next", "frame_idx") if key in info}
         frame["timestamp"] = float(info["timestamp"])

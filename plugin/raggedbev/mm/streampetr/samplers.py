@@ -44,7 +44,7 @@ class StreamSampler(Sampler):
         self.world_size = group_size if world_size is None else world_size
         self.seed = sync_random_seed() if seed is None else seed
         self.num_frames = len(flag)
-        self.starts = np.flatnonzero(np.r_[True, flag[1:] != flag[:-1]]) if len(flag) else np.zeros(0, np.int64)
+        self.starts = np.flatnonzero(np.r_[True, flag[1:] != flag[:-1]][: len(flag)])
         self.lengths = np.diff(np.r_[self.starts, len(flag)])
 
     def __len__(self) -> int:
