@@ -13,7 +13,9 @@ from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import nn
 
-from raggedbev.mm.streampetr.detector import StreamPETR, token_location
+from raggedbev.losses import GroundTruth3D
+from raggedbev.mm.streampetr.detector import StreamPETR, _downloadable, ground_truth_3d, token_location
+from raggedbev.profiling.syncs import HostSyncCounter
 
 from .golden_model import NECK, NUM_CAMERAS, PAD_SHAPE, ROI_HEAD, head_config
 
@@ -303,6 +305,20 @@ def test_mixed_precision_covers_backbone_and_neck_only():
     assert all(loss.dtype == torch.float32 for loss in losses.values())
 
 
+def test_the_forward_pass_never_waits_for_the_device(device):
+    head = build().pts_bbox_head.to(device)
+    feats = torch.randn(B, N, 64, 4, 6, device=device)
+    location = token_location(4, 6, 16, PAD_SHAPE, device)
+    gt = ground_truth_3d([sample(3), sample(1)])
+    gt = GroundTruth3D([x.to(device) for x in gt.box_list], [x.to(device) for x in gt.label_list])
+    frames = [inputs(seed=0), inputs(seed=1, prev_exists=1.0, time=0.5)]
+    frames = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in frame.items()} for frame in frames]
+    head(feats, location, frames[0], gt=gt)
+    with HostSyncCounter(device.type) as syncs:
+        head(feats, location, frames[1], gt=gt)
+    assert syncs.count == 0, syncs.by_kind
+
+
 def test_token_location():
     location = token_location(4, 6, 16, PAD_SHAPE, torch.device("cpu"))
     assert location.shape == (4, 6, 2) and location.dtype == torch.float32
@@ -365,10 +381,24 @@ class TestBackboneWeights:
         assert model.img_backbone.conv1.weight.std() > 0 and (model.img_backbone.bn1.weight == 1).all()
         assert model(inputs(), [sample(), sample()], mode="loss")["loss_cls"].isfinite()
 
+    def test_recomputing_backbone_is_quiet(self):
+        neck = {**NECK, "in_channels": [256, 512]}
+        model = build(img_backbone={**resnet(None), "with_cp": True}, img_neck=neck)
+        losses = model(inputs(), [sample(), sample()], mode="loss")  # warnings are errors here
+        sum(losses.values()).backward()
+        assert model.img_backbone.conv1.weight.grad.abs().max() > 0
+
     def test_no_checkpoint(self, messages):
         self.build(None).init_weights()
         text = "The image backbone starts from random weights: its init_cfg names no checkpoint."
         assert messages == [(logging.INFO, text)]
+
+    def test_torchvision_models_without_torchvision(self, monkeypatch):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        address = _downloadable("torchvision://resnet50")
+        assert address.startswith("https://") and "resnet50" in address
+        assert _downloadable("torchvision://of-tomorrow") == "torchvision://of-tomorrow"
+        assert _downloadable("weights/resnet50.pth") == "weights/resnet50.pth"
 
     def test_checkpoint(self, messages, tmp_path):
         source = self.build(None).img_backbone

@@ -1,11 +1,16 @@
 """StreamPETR: preprocessed images and camera geometry in; losses (training) or boxes (test) out, frame by frame."""
 
+import importlib.util
+import json
 import logging
 import pickle
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import mmengine
 import torch
 from mmdet3d.models.detectors.base import Base3DDetector
 from mmdet3d.registry import MODELS
@@ -105,6 +110,9 @@ class StreamPETR(Base3DDetector):
         if num_frame_backbone_grads < 1:
             raise ValueError(f"num_frame_backbone_grads must be at least 1, got {num_frame_backbone_grads}")
         self.img_backbone = MODELS.build(img_backbone)
+        if getattr(self.img_backbone, "with_cp", False):
+            # mmdet's backbones leave the choice of torch.utils.checkpoint's variant to torch, which warns of it.
+            warnings.filterwarnings("ignore", r"torch\.utils\.checkpoint: the use_reentrant parameter", UserWarning)
         self.img_neck = MODELS.build(img_neck)
         self.pts_bbox_head = MODELS.build(pts_bbox_head)
         self.img_roi_head = None if img_roi_head is None else MODELS.build(img_roi_head)
@@ -132,10 +140,12 @@ class StreamPETR(Base3DDetector):
 
     def init_weights(self) -> None:
         """Initialise; without pretrained weights of the backbone, say so and start from random ones."""
-        checkpoint = _pretrained_checkpoint(self.img_backbone.init_cfg)
-        if checkpoint is None:
+        pretrained = _pretrained_config(self.img_backbone.init_cfg)
+        if pretrained is None:
             print_log("The image backbone starts from random weights: its init_cfg names no checkpoint.", "current")
         else:
+            checkpoint = pretrained["checkpoint"]
+            pretrained["checkpoint"] = _downloadable(checkpoint)
             try:
                 self.img_backbone.init_weights()
             except (OSError, ImportError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
@@ -267,10 +277,19 @@ class StreamPETR(Base3DDetector):
             self.pts_bbox_head.reset_memory()
 
 
-def _pretrained_checkpoint(init_cfg: dict | Sequence[dict] | None) -> str | None:
-    """The checkpoint that an init_cfg names, if any."""
+def _pretrained_config(init_cfg: dict | Sequence[dict] | None) -> dict | None:
+    """The part of an init_cfg that names a checkpoint, if any."""
     configs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-    return next((c["checkpoint"] for c in configs if c["type"] == "Pretrained"), None)
+    return next((config for config in configs if config["type"] == "Pretrained"), None)
+
+
+def _downloadable(checkpoint: str) -> str:
+    """The address of a ``torchvision://`` model where torchvision is not installed, which mmengine needs to find it."""
+    scheme, _, name = checkpoint.partition("://")
+    if scheme != "torchvision" or importlib.util.find_spec("torchvision") is not None:
+        return checkpoint
+    addresses = json.loads((Path(mmengine.__file__).parent / "hub" / "torchvision_0.12.json").read_text())
+    return addresses.get(name, checkpoint)
 
 
 def _release_waiting_ranks(checkpoint: str, error: Exception) -> None:

@@ -1,7 +1,7 @@
 """3D head: image features, camera geometry and past frames in; class logits and boxes of every decoder layer out.
 
-Losses are added by subclasses. Letters: B samples, N cameras, S = N*H*W tokens, Q learned and P propagated queries, R further
-past queries, D depth bins, L decoder layers, C channels.
+Losses are added by subclasses. Letters: B samples, N cameras, S = N*H*W tokens, Q learned and P propagated queries,
+R further past queries, D depth bins, L decoder layers, C channels.
 """
 
 from abc import abstractmethod
