@@ -7,6 +7,7 @@ Ten scenes of twelve keyframes: six cameras, lidar, boxes of all ten detection c
 the devkit's mini split; of fewer than ten scenes the last fifth, at least one, is for validation (a single scene is
 for training). The same seed gives the same bytes, whatever the number of workers.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,24 +20,27 @@ from mini.build import make_dataset, summary
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; an earlier data set of this tool is replaced")
+    parser.add_argument("--out", type=Path, required=True, help="data root; an earlier one of this tool is replaced")
     parser.add_argument("--scenes", type=int, default=10, help="number of scenes, 1 to 10 (default: 10)")
-    parser.add_argument("--frames", type=int, default=12, help="keyframes per scene, half a second apart (default: 12)")
+    parser.add_argument("--frames", type=int, default=12, help="keyframes per scene, 2 to 80, at 2 Hz (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     return parser.parse_args(arguments)
 
 
 def main() -> int:
-    """Exit status 0, or 1 with one sentence on stderr."""
-    a = parse_arguments()
+    """Exit status 0, 1 with one sentence on stderr, or 130 when interrupted."""
+    options = parse_arguments()
     try:
-        made = make_dataset(a.out, a.scenes, a.frames, a.seed, a.workers)
+        made = make_dataset(options.out, options.scenes, options.frames, options.seed, options.workers)
     except (ValueError, OSError) as error:
         print(f"create_mini: {error}", file=sys.stderr)
         return 1
-    print(f"{a.out}: {'made' if made else 'already there, nothing to do'}")
-    print(summary(a.out))
+    except KeyboardInterrupt:
+        print("create_mini: interrupted, nothing is left behind", file=sys.stderr)
+        return 130
+    print(f"{options.out}: {'made' if made else 'already there, nothing to do'}")
+    print(summary(options.out))
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -25,10 +26,13 @@ from .rig import CAMERA_MOUNTS, LIDAR_CHANNEL
 from .tables import VERSION, FrameRecord, build_tables, file_name
 
 MARKER = "synthetic.json"
-GENERATOR = 1  # raised whenever the same seed gives other bytes
+GENERATOR = 2  # raised whenever the same seed gives other bytes
+MAX_FRAMES = 80  # keeps the common map within a few thousand metres
 JPEG_QUALITY = 85
 BYTES_PER_FRAME = 1_700_000
 MAP_RESOLUTION = 0.1  # metres per pixel, as the devkit expects
+
+Job = tuple[int, int]  # scene and keyframe
 
 
 def make_dataset(out: Path, scenes: int, frames: int, seed: int, workers: int, quiet: bool = False) -> bool:
@@ -37,7 +41,7 @@ def make_dataset(out: Path, scenes: int, frames: int, seed: int, workers: int, q
     Args:
         out: data root to make; must be missing, empty, or a data set of this tool, which is replaced.
         scenes: 1..10.
-        frames: keyframes per scene, at least 2.
+        frames: keyframes per scene, 2..80.
         seed: everything random follows from it.
         workers: processes.
         quiet: no progress bar.
@@ -50,28 +54,30 @@ def make_dataset(out: Path, scenes: int, frames: int, seed: int, workers: int, q
         OSError: not enough disk space, or writing failed.
     """
     names = scene_names(scenes)
-    if frames < 2:
-        raise ValueError(f"frames must be at least 2, got {frames}")
+    if not 2 <= frames <= MAX_FRAMES:
+        raise ValueError(f"frames must lie in 2..{MAX_FRAMES}, got {frames}")
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    out = out.resolve()
     recipe = {"generator": GENERATOR, "scenes": scenes, "frames": frames, "seed": seed}
-    found = _recipe_of(out)
-    if found == recipe:
+    if _recipe_of(out) == recipe:
         return False
-    partial = out.with_name(out.name + ".partial")
-    _recipe_of(partial)
+    partial, old = out.with_name(out.name + ".partial"), out.with_name(out.name + ".old")
+    for leftover in (partial, old):
+        if _recipe_of(leftover) is not None:
+            shutil.rmtree(leftover)
     _check_space(out, scenes * frames * BYTES_PER_FRAME)
-    shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(partial, recipe, [make_scene(seed, i, name, frames) for i, name in enumerate(names)], workers, quiet)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)
         partial.rename(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
     return True
 
 
@@ -85,27 +91,29 @@ def _recipe_of(folder: Path) -> dict | None:
         return None
     marker = folder / MARKER
     if not marker.is_file():
-        raise ValueError(f"{folder} holds something other than a data set of this tool; choose another --out")
-    return json.loads(marker.read_text())
+        raise ValueError(f"{folder} holds something other than a data set of this tool; choose another folder")
+    try:
+        return json.loads(marker.read_text())
+    except json.JSONDecodeError:
+        return {}
 
 
 def _check_space(out: Path, needed: int) -> None:
-    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    parent = next(p for p in (out, *out.parents) if p.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise OSError(f"{parent} has {free / 1e6:.0f} MB of free space, the data set needs about {needed / 1e6:.0f} MB")
 
 
 def _write(root: Path, recipe: dict, scenes: list[Scene], workers: int, quiet: bool) -> None:
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     (root / MARKER).write_text(json.dumps(recipe))
     for channel in [mount[0] for mount in CAMERA_MOUNTS] + [LIDAR_CHANNEL]:
         (root / "samples" / channel).mkdir(parents=True)
     jobs = [(i, k) for i, scene in enumerate(scenes) for k in range(len(scene.times))]
-    records: list[list[FrameRecord]] = [[None] * len(scene.times) for scene in scenes]
     results = _run(jobs, root, scenes, workers)
-    for (i, k), record in results if quiet else progress(results, len(jobs), "frames"):
-        records[i][k] = record
+    found = dict(results if quiet else progress(results, len(jobs), "keyframes"))
+    records = [[found[i, k] for k in range(len(scene.times))] for i, scene in enumerate(scenes)]
     tables = build_tables(scenes, records, recipe["seed"])
     (root / VERSION).mkdir()
     for name, rows in tables.items():
@@ -113,93 +121,102 @@ def _write(root: Path, recipe: dict, scenes: list[Scene], workers: int, quiet: b
     _write_map(root / tables["map"][0]["filename"], scenes)
 
 
-def _run(
-    jobs: list[tuple[int, int]], root: Path, scenes: list[Scene], workers: int
-) -> Iterator[tuple[tuple[int, int], FrameRecord]]:
-    """Observe all frames, in this process for one worker, else in a pool; results come in any order."""
+def _run(jobs: list[Job], root: Path, scenes: list[Scene], workers: int) -> Iterator[tuple[Job, FrameRecord]]:
+    """Observe all keyframes, in this process for one worker, else in a pool; results come in any order."""
     if workers == 1:
-        _start_worker(root, scenes)
-        yield from map(_observe, jobs)
+        observer = _Observer(root, scenes)
+        yield from map(observer.observe, jobs)
         return
+    # A fresh process each: forking one that has used OpenCV's threads can hang.
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(workers, len(jobs)), _start_worker, (root, scenes)) as pool:
         yield from pool.imap_unordered(_observe, jobs)
 
 
-_state: dict[str, object] = {}
+class _Observer:
+    """Writes the files of single keyframes."""
+
+    def __init__(self, root: Path, scenes: list[Scene]) -> None:
+        self.root, self.scenes = root, scenes
+        # Jobs come scene by scene, so one backdrop at a time is enough.
+        self.backdrop = lru_cache(maxsize=1)(lambda index: render.make_backdrop(scenes[index]))
+
+    def observe(self, job: Job) -> tuple[Job, FrameRecord]:
+        index, frame = job
+        scene, backdrop = self.scenes[index], self.backdrop(index)
+        corners = render.world_corners(backdrop, frame)
+        ego = scene.ego_pose(scene.times[frame])
+        shadow = render.shadow_map(backdrop, corners, ego)
+        annotated = sum(thing.annotated for thing in scene.things)
+        seen, alone, points = np.zeros(annotated, int), np.zeros(annotated, int), np.zeros(annotated, int)
+        for sensor in scene.rig:
+            if sensor.is_camera:
+                pose = scene.ego_pose(scene.times[frame] + sensor.delay * 1e-6)
+                view = render.render(backdrop, sensor, pose, corners, shadow)
+                seen += view.seen[:annotated]
+                alone += view.alone[:annotated]
+                data = cv2.imencode(".jpg", view.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+            else:
+                cloud = lidar.sweep(scene, frame, sensor, ego, corners)
+                points = lidar.count_points(scene, frame, sensor, ego, cloud)
+                data = cloud.tobytes()
+            (self.root / file_name(scene, frame, sensor)).write_bytes(data)
+        return job, FrameRecord(seen, alone, points)
+
+
+_workers: list[_Observer] = []  # the observer of this worker process
 
 
 def _start_worker(root: Path, scenes: list[Scene]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's business
     cv2.setNumThreads(1)
-    _state.update(root=root, scenes=scenes)
-    _backdrop.cache_clear()
+    _workers[:] = [_Observer(root, scenes)]
 
 
-@lru_cache(maxsize=1)
-def _backdrop(index: int) -> render.Backdrop:
-    return render.make_backdrop(_state["scenes"][index])
-
-
-def _observe(job: tuple[int, int]) -> tuple[tuple[int, int], FrameRecord]:
-    """Write the files of one keyframe."""
-    index, frame = job
-    root, scene, backdrop = _state["root"], _state["scenes"][index], _backdrop(index)
-    corners = render.world_corners(backdrop, frame)
-    ego = scene.ego_pose(scene.times[frame])
-    shadow = render.shadow_map(backdrop, corners, ego)
-    annotated = sum(thing.annotated for thing in scene.things)
-    seen, alone, points = np.zeros(annotated, int), np.zeros(annotated, int), np.zeros(annotated, int)
-    for sensor in scene.rig:
-        path = root / file_name(scene, frame, sensor)
-        if sensor.is_camera:
-            pose = scene.ego_pose(scene.times[frame] + sensor.delay * 1e-6)
-            view = render.render(backdrop, sensor, pose, corners, shadow)
-            seen += view.seen[:annotated]
-            alone += view.alone[:annotated]
-            data = cv2.imencode(".jpg", view.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-        else:
-            cloud = lidar.sweep(scene, frame, sensor, ego, corners)
-            points = lidar.count_points(scene, frame, sensor, ego, cloud)
-            data = cloud.tobytes()
-        path.write_bytes(data)
-    return job, FrameRecord(seen, alone, points)
+def _observe(job: Job) -> tuple[Job, FrameRecord]:
+    return _workers[0].observe(job)
 
 
 def _write_map(path: Path, scenes: list[Scene]) -> None:
     """One mask of the road surface for all scenes; the devkit's origin is the lower left corner."""
-    high = np.max([scene.road.xy.max(0) for scene in scenes], axis=0) + 60.0
+    high = np.max([scene.road.xy.max(0) for scene in scenes], axis=0) + 80.0
     width, height = np.ceil(high / MAP_RESOLUTION).astype(int)
     mask = np.zeros((height, width), np.uint8)
     for scene in scenes:
         scenery.paint_drivable(scene, mask, np.zeros(2), MAP_RESOLUTION, 255)
     path.parent.mkdir()
-    mask = (mask[::-1] > 127).astype(np.uint8) * 255
-    if not cv2.imwrite(str(path), mask, [cv2.IMWRITE_PNG_BILEVEL, 1]):
+    if not cv2.imwrite(str(path), cv2.flip(mask, 0), [cv2.IMWRITE_PNG_COMPRESSION, 3]):
         raise OSError(f"cannot write {path}")
 
 
 def progress(items: Iterable, total: int, unit: str) -> Iterator:
-    """Pass items on and draw a bar with the remaining time on stderr."""
-    begin = time.monotonic()
+    """Pass items on; a bar with the remaining time on a terminal, a line every tenth part elsewhere (stderr)."""
+    begin = shown = time.monotonic()
+    terminal = sys.stderr.isatty()
     for done, item in enumerate(items, 1):
         yield item
-        spent = time.monotonic() - begin
-        left = spent / done * (total - done)
-        bar = "#" * (30 * done // total)
-        print(f"\r[{bar:<30}] {done}/{total} {unit}, {spent:.0f} s, {left:.0f} s left ", end="", file=sys.stderr)
-        sys.stderr.flush()
-    print(file=sys.stderr)
+        now = time.monotonic()
+        text = f"{done}/{total} {unit}, {now - begin:.0f} s, {(now - begin) / done * (total - done):.0f} s left"
+        if terminal and (now - shown > 0.2 or done == total):
+            shown = now
+            print(f"\r[{'#' * (30 * done // total):<30}] {text} ", end="", file=sys.stderr, flush=True)
+        elif not terminal and done * 10 // total > (done - 1) * 10 // total:
+            print(text, file=sys.stderr, flush=True)
+    if terminal:
+        print(file=sys.stderr)
 
 
 def summary(root: Path) -> str:
     """Counts of a finished data set, as text for people."""
-    load = {name: json.loads((root / VERSION / f"{name}.json").read_text()) for name in
-            ("scene", "sample", "instance", "sample_annotation", "category")}
-    names = {row["token"]: row["name"] for row in load["category"]}
-    kinds = {row["token"]: names[row["category_token"]] for row in load["instance"]}
-    counts = Counter(kinds[row["instance_token"]] for row in load["sample_annotation"])
+    names = ("scene", "sample", "instance", "sample_annotation", "category")
+    tables = {name: json.loads((root / VERSION / f"{name}.json").read_text()) for name in names}
+    categories = {row["token"]: row["name"] for row in tables["category"]}
+    kinds = {row["token"]: categories[row["category_token"]] for row in tables["instance"]}
+    counts = Counter(kinds[row["instance_token"]] for row in tables["sample_annotation"])
+    lines = [
+        f"{len(tables['scene'])} scenes, {len(tables['sample'])} keyframes, {len(tables['instance'])} objects, "
+        f"{len(tables['sample_annotation'])} boxes:"
+    ]
     order = dict.fromkeys(model.category for model in MODELS.values() if model.category)
-    lines = [f"{len(load['scene'])} scenes, {len(load['sample'])} keyframes, {len(load['instance'])} objects, "
-             f"{len(load['sample_annotation'])} boxes"]
     lines += [f"  {name:<28}{counts[name]:>6}" for name in order]
     return "\n".join(lines)

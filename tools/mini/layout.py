@@ -21,12 +21,15 @@ VAL_NAMES = ("scene-0103", "scene-0916")
 MAX_OBJECTS = 60  # annotated objects within ANNOTATION_RANGE of the ego car in any keyframe
 ANNOTATION_RANGE = 65.0
 EGO_SIZE = (1.73, 4.08)  # width, length
+EGO_GAP = 4.0  # metres kept free in front of and behind the ego car, together
 EGO_CENTRE = 1.25  # the rear axle is this far behind the middle of the car
 EGO_LANE = -1.75
 LANES = ((-1.75, 1), (-5.25, 1), (1.75, -1), (5.25, -1))  # centre d, driving direction
 PARKING, WALK, STREET_EDGE = 8.3, (10.2, 13.2), 14.0
 MARGIN = 95.0  # road before the first and behind the last ego position
-CROSS_LANES = (-1.9, 1.9)
+CROSS_LANE = 1.9  # lane middle of the crossing street
+MAP_CELL = 310.0  # side of a scene's own square on the common map, for a drive of up to 60 m
+TOP_SPEED = 12.0  # metres per second
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,13 @@ class Drive:
     start: float
     speed: float
     acceleration: float
-    limit: float = 12.0
 
     def travelled(self, t: np.ndarray | float) -> np.ndarray:
         """Metres since time 0."""
         t = np.asarray(t, float)
         if self.acceleration == 0:
             return self.speed * t
-        target = self.limit if self.acceleration > 0 else 0.0
+        target = TOP_SPEED if self.acceleration > 0 else 0.0
         switch = (target - self.speed) / self.acceleration
         early = np.minimum(t, switch)
         return self.speed * early + 0.5 * self.acceleration * early**2 + target * (t - early)
@@ -170,14 +172,12 @@ def _make_road(rng: np.random.Generator, drive: Drive, duration: float, turn: fl
     heading = turn * (phase - np.sin(2 * np.pi * phase) / (2 * np.pi)) + rng.uniform(-np.pi, np.pi)
     steps = 0.5 * np.stack([np.cos(heading), np.sin(heading)], -1)
     xy = np.concatenate([np.zeros((1, 2)), np.cumsum((steps[1:] + steps[:-1]) / 2, 0)])
-    cell = MAP_CELL + max(0.0, length - 60.0)
+    cell = MAP_CELL + max(0.0, TOP_SPEED * duration - 60.0)
     origin = np.array([index % 4, index // 4]) * cell + cell / 2
     xy += origin - (xy.min(0) + xy.max(0)) / 2
     crossing = float(length * 0.5 + rng.uniform(22.0, 38.0)) if index % 3 != 2 else None
     return Road(s, xy, heading, crossing)
 
-
-MAP_CELL = 310.0  # metres per scene on the common map
 
 Path = Callable[[np.ndarray], np.ndarray]  # times [n] -> poses [n, 3]
 
@@ -193,7 +193,7 @@ class _Placer:
         ego = np.stack([scene.ego_pose(t) for t in self.times])
         self.ego = ego
         middle = ego + EGO_CENTRE * np.stack([np.cos(ego[:, 2]), np.sin(ego[:, 2]), np.zeros(len(ego))], -1)
-        self.outlines = [footprint(middle, EGO_SIZE[1], EGO_SIZE[0], 0.4)]
+        self.outlines = [footprint(middle, EGO_SIZE[1] + EGO_GAP, EGO_SIZE[0], 0.4)]
         self.things: list[Thing] = []
         self.near = np.zeros(frames, int)
         self.end = float(scene.drive.travelled(scene.times[-1]))
@@ -201,12 +201,34 @@ class _Placer:
 
     # -- placing one object ------------------------------------------------------------------------------------
 
-    def put(self, kind: str, path: Path, attribute: str = "", margin: float = 0.25, size: np.ndarray | None = None,
-            stopped: str = "") -> bool:
-        """Add an object unless it would touch another one or crowd a keyframe; tells whether it was added."""
+    def put(
+        self,
+        kind: str,
+        path: Path,
+        attribute: str = "",
+        stopped: str = "",
+        *,
+        margin: float = 0.25,
+        gap: float = 0.0,
+        size: np.ndarray | None = None,
+    ) -> bool:
+        """Add an object unless it would touch another one or crowd a keyframe.
+
+        Args:
+            kind: key of `models.MODELS`.
+            path: its motion.
+            attribute: nuScenes attribute.
+            stopped: attribute while it stands, if another one.
+            margin: free space to each neighbour, metres.
+            gap: further free space in front and behind, together.
+            size: width, length, height; drawn if None.
+
+        Returns:
+            Whether it was added.
+        """
         size = MODELS[kind].draw_size(self.rng) if size is None else size
         poses = path(self.times)
-        outline = footprint(poses, size[1], size[0], margin / 2)
+        outline = footprint(poses, size[1] + gap, size[0], margin / 2)
         others = np.stack(self.outlines, 1)  # [n, objects, 4, 2]
         reach = np.linalg.norm(outline[:, None].mean(2) - others.mean(2), axis=-1)
         radius = np.linalg.norm(outline[:, 0] - outline[:, 2], axis=-1)[:, None] / 2
@@ -228,12 +250,8 @@ class _Placer:
         return True
 
     def attempt(self, kind: str, draw: Callable[[], tuple], tries: int = 25, **options: object) -> bool:
-        """Try several draws of (path, attribute[, stopped])."""
-        for _ in range(tries):
-            path, attribute, *stopped = draw()
-            if self.put(kind, path, attribute, stopped=stopped[0] if stopped else "", **options):
-                return True
-        return False
+        """Try several draws of (path, attribute[, attribute while standing])."""
+        return any(self.put(kind, *draw(), **options) for _ in range(tries))
 
     # -- paths ------------------------------------------------------------------------------------------------
 
@@ -255,18 +273,16 @@ class _Placer:
         """Keeps the distance to the ego car in its own or the next lane."""
         return lambda t: self.road.pose(s + self.scene.drive.travelled(t), d)
 
-    def across(self, lane: float, q: float, speed: float) -> Path:
-        """On the crossing street: `q` metres to the left of the road at time 0, moving at `speed`."""
+    def across(self, q: float, direction: float, speed: float) -> Path:
+        """On the crossing street: `q` metres to the left of the road at time 0, heading left (1) or right (-1)."""
         x, y, heading = self.road.pose(self.road.crossing, 0.0)
-        yaw = heading + np.pi / 2 if speed > 0 or (speed == 0 and q < 0) else heading - np.pi / 2
-        side = -np.sign(np.sin(yaw - heading)) * abs(lane)  # keep right
+        lane = direction * CROSS_LANE  # traffic keeps right
 
         def path(t: np.ndarray) -> np.ndarray:
-            across = q + speed * t
-            along = -side
-            px = x + along * np.cos(heading) - across * np.sin(heading)
-            py = y + along * np.sin(heading) + across * np.cos(heading)
-            return np.stack([px, py, np.full(len(t), yaw)], -1)
+            left = q + direction * speed * t
+            px = x + lane * np.cos(heading) - left * np.sin(heading)
+            py = y + lane * np.sin(heading) + left * np.cos(heading)
+            return np.stack([px, py, np.full(len(t), heading + direction * np.pi / 2)], -1)
 
         return path
 
@@ -299,8 +315,8 @@ class _Placer:
             return self.driving()[:2]
         side = 1.0 if self.rng.random() < 0.5 else -1.0
         if self.rng.random() < 0.6:
-            return self.across(1.9, side * self.rng.uniform(14.0, 40.0), 0.0), "vehicle.stopped"
-        return self.across(1.9, -side * self.rng.uniform(5.0, 60.0), side * self.rng.uniform(5.0, 8.0)), "vehicle.moving"
+            return self.across(side * self.rng.uniform(14.0, 40.0), -side, 0.0), "vehicle.stopped"
+        return self.across(side * self.rng.uniform(5.0, 60.0), -side, self.rng.uniform(5.0, 8.0)), "vehicle.moving"
 
     def parked(self) -> tuple[Path, str]:
         side = 1.0 if self.rng.random() < 0.5 else -1.0
@@ -357,22 +373,22 @@ class _Placer:
         """Place everything; annotated objects first."""
         rng, scale = self.rng, (self.end + 75.0) / 120.0
         self.work_site()
-        for kind, draw, low, high in (
-            ("bus", self.heavy, 1, 2),
-            ("trailer", self.heavy, 1, 2),
-            ("truck", self.heavy, 2, 4),
-            ("motorcycle_rider", self.cyclist, 1, 2),
-            ("bicycle_rider", self.cyclist, 1, 2),
-            ("motorcycle", self.bike_at_kerb, 0, 1),
-            ("bicycle", self.bike_at_kerb, 0, 2),
-            ("car", self.crossing, 1, 4),
-            ("car", self.driving, 4, 8),
-            ("car", self.parked, 4, 9),
-            ("pedestrian", self.walker, 6, 13),
-            ("cone", self.lone_cone, 0, 3),
+        for kind, draw, low, high, gap in (
+            ("bus", self.heavy, 1, 2, 3.0),
+            ("trailer", self.heavy, 1, 2, 3.0),
+            ("truck", self.heavy, 2, 4, 3.0),
+            ("motorcycle_rider", self.cyclist, 1, 2, 1.0),
+            ("bicycle_rider", self.cyclist, 1, 2, 1.0),
+            ("motorcycle", self.bike_at_kerb, 0, 1, 0.0),
+            ("bicycle", self.bike_at_kerb, 0, 2, 0.0),
+            ("car", self.crossing, 1, 4, 3.0),
+            ("car", self.driving, 4, 9, 3.0),
+            ("car", self.parked, 4, 9, 0.5),
+            ("pedestrian", self.walker, 7, 15, 0.0),
+            ("cone", self.lone_cone, 0, 3, 0.0),
         ):
             for _ in range(round(int(rng.integers(low, high + 1)) * max(scale, 1.0))):
-                self.attempt(kind, draw)
+                self.attempt(kind, draw, gap=gap)
         self._scenery()
         return self.things
 

@@ -17,9 +17,7 @@ RANGE_NOISE = 0.015  # metres, standard deviation
 GROUND_INTENSITY = 12.0
 
 
-def sweep(
-    scene: Scene, frame: int, sensor: Sensor, ego_pose: np.ndarray, corners: list[np.ndarray]
-) -> np.ndarray:
+def sweep(scene: Scene, frame: int, sensor: Sensor, ego_pose: np.ndarray, corners: list[np.ndarray]) -> np.ndarray:
     """Points of one turn, all at the keyframe's instant.
 
     Returns:
@@ -84,7 +82,8 @@ def _returns(
     reach = (distance + RANGE_NOISE * noise)[kept]
     intensity = np.clip(reflectivity * (0.4 + 1.2 * gloss), 0, 255)[kept]
     ring = np.broadcast_to(np.arange(BEAMS), distance.shape)[kept]
-    return np.concatenate([rays[kept] * reach[:, None], intensity.round()[:, None], ring[:, None]], 1).astype(np.float32)
+    columns = (rays[kept] * reach[:, None], intensity.round()[:, None], ring[:, None])
+    return np.concatenate(columns, 1).astype(np.float32)
 
 
 def count_points(scene: Scene, frame: int, sensor: Sensor, ego_pose: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -14,10 +14,11 @@ from .textures import hsv_colour
 # Corner k of a block: bottom 0..3 (front right, front left, back left, back right), top 4..7 in the same order.
 # A face lists its corners as seen from outside: bottom left, bottom right, top right, top left.
 FACES = ("front", "back", "left", "right", "top", "bottom")
+LEFT = FACES.index("left")  # shows the mirrored texture of the right side
 FACE_CORNERS = np.array(
     [[0, 1, 5, 4], [2, 3, 7, 6], [1, 2, 6, 5], [3, 0, 4, 7], [6, 7, 4, 5], [2, 1, 0, 3]]
 )
-INSET = 0.03  # metres between the annotated box and the visible surface, at most 4 % of the side
+INSET = 0.03  # metres between the annotated box and the visible surface, at most 4 % of a side
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Block:
     Attributes:
         x, y, z: extents; `x` and `y` hold at the lower end.
         top_x, top_y: extents at the upper end, the same as below if None.
-        skins: texture names of front, back, side and top.
+        skins: texture names of front, back, side (drawn as seen from the right) and top.
     """
 
     x: tuple[float, float]
@@ -113,13 +114,13 @@ _CAR = (
           (-0.36, 0.08), (-0.38, 0.38)),
 )
 _TRUCK = (
-    Block((-0.48, 0.48), (-0.47, 0.47), (0.0, 0.2), _same("dark")[:2] + ("chassis_side", "dark")),
+    Block((-0.48, 0.48), (-0.47, 0.47), (0.0, 0.2), ("dark", "dark", "chassis_side", "dark")),
     Block((0.24, 0.5), (-0.46, 0.46), (0.16, 0.84), ("cab_front", "dark", "cab_side", "paint"), (0.24, 0.46)),
     Block((-0.5, 0.21), FULL, (0.2, 1.0), ("cargo_side", "cargo_back", "cargo_side", "trim")),
 )
 _BUS = (Block(FULL, FULL, (0.02, 1.0), ("bus_front", "bus_back", "bus_side", "trim")),)
 _TRAILER = (
-    Block((-0.48, 0.42), (-0.46, 0.46), (0.0, 0.24), _same("dark")[:2] + ("trailer_chassis", "dark")),
+    Block((-0.48, 0.42), (-0.46, 0.46), (0.0, 0.24), ("dark", "dark", "trailer_chassis", "dark")),
     Block(FULL, FULL, (0.24, 1.0), ("trailer_front", "trailer_back", "trailer_side", "trim")),
 )
 _DIGGER = (
@@ -136,13 +137,30 @@ _PERSON = (
     Block((-0.36, 0.36), FULL, (0.48, 0.84), ("torso_front", "torso_back", "torso_side", "paint"), top_y=(-0.44, 0.44)),
     Block((-0.18, 0.2), (-0.19, 0.19), (0.84, 1.0), ("face", "hair", "head_side", "hair")),
 )
+def _wheel(middle: float, radius: float, half_width: float, height: float) -> tuple[Block, ...]:
+    """A six-sided wheel on the ground: `radius` along x and `height` of its axle, in fractions."""
+    full, flat = (middle - radius, middle + radius), (middle - 0.45 * radius, middle + 0.45 * radius)
+    y = (-half_width, half_width)
+    return (
+        Block(flat, y, (0.0, height), ("under", "under", "tyre_low", "under"), full),
+        Block(full, y, (height, 2 * height), ("under", "under", "tyre_high", "under"), flat),
+    )
+
+
 _MOTORCYCLE = (
-    Block(FULL, (-0.17, 0.17), (0.0, 0.52), ("moto_front", "moto_back", "moto_side", "dark")),
-    Block((0.16, 0.24), FULL, (0.5, 0.62), _same("steel")),
+    *_wheel(-0.34, 0.16, 0.12, 0.22),
+    *_wheel(0.34, 0.16, 0.12, 0.22),
+    Block((-0.5, 0.22), (-0.2, 0.2), (0.2, 0.5), ("dark", "tail_lamp", "engine", "dark"), (-0.5, 0.26)),
+    Block((0.22, 0.36), (-0.2, 0.2), (0.36, 0.62), ("head_lamp", "paint", "paint", "paint"), (0.16, 0.3)),
+    Block((0.14, 0.22), FULL, (0.56, 0.64), _same("steel")),
 )
 _BICYCLE = (
-    Block(FULL, (-0.1, 0.1), (0.0, 0.5), ("bike_front", "bike_back", "bike_side", "paint")),
-    Block((0.2, 0.27), (-0.42, 0.42), (0.48, 0.58), _same("steel")),
+    *_wheel(-0.31, 0.19, 0.07, 0.2),
+    *_wheel(0.31, 0.19, 0.07, 0.2),
+    Block((-0.33, 0.3), (-0.08, 0.08), (0.34, 0.46), ("paint", "tail_lamp", "frame", "paint"), (-0.3, 0.27)),
+    Block((-0.12, 0.0), (-0.12, 0.12), (0.46, 0.56), _same("dark")),
+    Block((0.2, 0.3), (-0.06, 0.06), (0.34, 0.62), ("head_lamp", "paint", "paint", "paint"), (0.16, 0.24)),
+    Block((0.17, 0.24), (-0.45, 0.45), (0.58, 0.66), _same("steel")),
 )
 
 MODELS: dict[str, Model] = {
@@ -176,7 +194,7 @@ MODELS: dict[str, Model] = {
                   (Block((-0.06, 0.06), (-0.06, 0.06), (0, 0.4), _same("bark")),
                    Block((-0.4, 0.4), (-0.4, 0.4), (0.34, 0.62), _same("leaves"), FULL, FULL),
                    Block(FULL, FULL, (0.62, 1.0), _same("leaves"), (-0.18, 0.18), (-0.18, 0.18))), 30,
-                  (100, 15), (0.4, 0.6), (0.25, 0.4), ((0.5, 0.7), (0.2, 0.35))),
+                  (100, 15), (0.4, 0.6), (0.25, 0.4)),
     "pole": Model("", (0.24, 0.9, 6.5), 0.05,
                   (Block((-0.5, -0.26), FULL, (0, 1), _same("steel")),
                    Block((-0.26, 0.5), FULL, (0.95, 1.0), _same("steel"))), 60),
@@ -188,10 +206,9 @@ def object_corners(kind: str, size: np.ndarray) -> np.ndarray:
     """Corners [K, 8, 3] in metres of the K blocks of an object of (width, length, height) `size`."""
     width, length, height = size
     sides = np.array([length, width, height])
-    visible = sides - 2 * np.minimum(INSET, 0.04 * sides)
-    corners = np.stack([block.corners() for block in MODELS[kind].blocks]) * visible
-    corners[..., 2] += np.where(corners[..., 2] > 0.01, (sides - visible)[2] / 2, 0.0)
-    return corners
+    # Both ends of length and width are inset; of the height only the upper one, as objects stand on the ground.
+    visible = sides - np.minimum(INSET, 0.04 * sides) * np.array([2, 2, 1])
+    return np.stack([block.corners() for block in MODELS[kind].blocks]) * visible
 
 
 def block_planes(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .geometry import yaw_matrix
 from .layout import Scene, Thing
-from .models import FACE_CORNERS, MODELS, object_corners
+from .models import FACE_CORNERS, LEFT, MODELS, object_corners
 from .rig import IMAGE_HEIGHT, IMAGE_WIDTH, Sensor, sensor_to_global
 from .scenery import ELEVATION, PANORAMA, RESOLUTION, Ground, haze_colour, make_ground, make_sky
 from .textures import SIZE, paint_texture, texture_pyramids
@@ -26,7 +26,7 @@ VISIBLE_RANGE = 260.0  # metres over which the air takes about two thirds of the
 SHADOW_RESOLUTION = 0.2
 SHADOW_HALF = 60.0
 SHADOW_HEIGHT = 4.0  # taller objects cast no longer shadows, or houses would darken the whole street
-ANTIALIAS_BITS = 4
+SUBPIXEL_BITS = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def shadow_map(backdrop: Backdrop, corners: list[np.ndarray], ego: np.ndarray) -
         base = flat[flat[:, 2] < 0.5, :2]
         for canvas, points in ((cast, thrown), (contact, centre + (base - centre) * 1.08)):
             pixels = np.round(((points - low) / SHADOW_RESOLUTION - 0.5) * 16).astype(np.int32)
-            cv2.fillConvexPoly(canvas, cv2.convexHull(pixels), 255, cv2.LINE_AA, ANTIALIAS_BITS)
+            cv2.fillConvexPoly(canvas, cv2.convexHull(pixels), 255, cv2.LINE_AA, SUBPIXEL_BITS)
     strength = (0.42, 0.12, 0.36)[backdrop.scene.sky_mood]
     darkness = np.maximum(
         cv2.GaussianBlur(cast, (0, 0), 1.0).astype(np.float32) * (strength / 255),
@@ -181,13 +181,11 @@ def _draw_ground(
     matrix = _shift_rows(top) @ to_camera @ np.linalg.inv(to_shadow)
     dark = cv2.warpPerspective(darkness, matrix, (IMAGE_WIDTH, rows), flags=cv2.INTER_LINEAR, borderValue=0.0)
     depth = _row_depth(k, rotation, position[2], np.arange(top, IMAGE_HEIGHT))
-    clear = np.exp(-depth / VISIBLE_RANGE).astype(np.float32)[:, None]
+    clear = np.broadcast_to(np.exp(-depth / VISIBLE_RANGE).astype(np.float32)[:, None], dark.shape)
     air = np.empty((rows, IMAGE_WIDTH, 3), np.uint8)
     air[:] = backdrop.haze
-    lit = (1.0 - dark) * clear
-    image[top:] = cv2.blendLinear(
-        np.ascontiguousarray(image[top:]), air, lit, np.broadcast_to(1.0 - clear, lit.shape).copy()
-    )
+    lit = cv2.multiply(image[top:], cv2.merge([1.0 - dark] * 3), dtype=cv2.CV_8U)
+    cv2.blendLinear(lit, air, np.ascontiguousarray(clear), 1.0 - clear, dst=image[top:])
 
 
 def _shift_rows(begin: int) -> np.ndarray:
@@ -252,13 +250,12 @@ class _Rasteriser:
         normals = np.cross(across, up)
         normals /= np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-12)
         offset = (normals * quads[:, :, 0]).sum(-1)
-        # A wider upper edge needs its own texture axis; the longer edge spans the texture.
         silhouettes = []
         for block, face in zip(*np.nonzero(offset < -1e-4), strict=True):
             polygon = self._project(quads[block, face])
             if polygon is not None:
-                texture = self.textures[thing.kind][block][face]
-                self._draw_face(index, thing, texture, quads[block, face], normals[block, face], polygon)
+                skin = (self.textures[thing.kind][block][face], face == LEFT)
+                self._draw_face(index, thing, skin, quads[block, face], normals[block, face], polygon)
                 silhouettes.append(polygon)
         return self._area(silhouettes) if thing.annotated and silhouettes else 0
 
@@ -276,27 +273,41 @@ class _Rasteriser:
         return points
 
     def _draw_face(
-        self, index: int, thing: Thing, texture: str, quad: np.ndarray, normal: np.ndarray, polygon: np.ndarray
+        self,
+        index: int,
+        thing: Thing,
+        skin: tuple[str, bool],
+        quad: np.ndarray,
+        normal: np.ndarray,
+        polygon: np.ndarray,
     ) -> None:
         x0, y0, x1, y1 = _bounds(polygon)
         mask = _fill(polygon, x0, y0, x1, y1)
         # n.X = n.P on the plane and X = z K^-1 (u, v, 1): 1/z = n K^-1 (u, v, 1) / n.P
         a, b, c = normal @ np.linalg.inv(self.k) / (normal @ quad[0])
-        inverse = (a * np.arange(x0, x1) + c).astype(np.float32)[None] + (b * np.arange(y0, y1)).astype(np.float32)[:, None]
+        columns, rows = (a * np.arange(x0, x1) + c)[None], (b * np.arange(y0, y1))[:, None]
+        inverse = columns.astype(np.float32) + rows.astype(np.float32)
         front = mask.view(bool) & (inverse > self.inverse_depth[y0:y1, x0:x1])
         if not front.any():
             return
-        colour = self._shaded(thing, texture, quad, normal, polygon, (x0, y0, x1, y1))
+        colour = self._shaded(thing, skin, quad, normal, polygon, (x0, y0, x1, y1))
         front_mask = front.view(np.uint8)
         cv2.copyTo(colour, front_mask, self.image[y0:y1, x0:x1])
         cv2.copyTo(inverse, front_mask, self.inverse_depth[y0:y1, x0:x1])
         self.owner[y0:y1, x0:x1][front] = index + 1
 
     def _shaded(
-        self, thing: Thing, texture: str, quad: np.ndarray, normal: np.ndarray, polygon: np.ndarray, box: tuple
+        self,
+        thing: Thing,
+        skin: tuple[str, bool],
+        quad: np.ndarray,
+        normal: np.ndarray,
+        polygon: np.ndarray,
+        box: tuple[int, int, int, int],
     ) -> np.ndarray:
-        """The face's texture, painted, lit, hazy and warped into the pixels of `box`."""
+        """The face's texture, painted, lit, hazy and warped into the pixels of `box`; `skin` is (name, mirrored)."""
         x0, y0, x1, y1 = box
+        texture, mirrored = skin
         levels = self.pyramids[texture]
         extent = max(np.ptp(polygon[:, 0]), np.ptp(polygon[:, 1]), 1.0)
         level = int(np.clip(np.floor(np.log2(SIZE / extent)), 0, len(levels) - 1))
@@ -308,16 +319,15 @@ class _Rasteriser:
         clear = float(np.exp(-max(float(quad[:, 2].mean()), 0.0) / VISIBLE_RANGE))
         painted = paint_texture(layers, thing.paint, thing.trim) * (light * clear) + self.backdrop.haze * (1 - clear)
         painted = np.clip(painted, 0, 255).astype(np.uint8)
+        # The texture fills the parallelogram over the longer of the two level edges; a taper cuts its corners off.
         lower, upper = quad[1] - quad[0], quad[2] - quad[3]
-        wide, corner = (upper, (quad[2] + quad[3] - quad[0] - quad[1]) / 2)
-        origin = quad[0]
-        if np.linalg.norm(upper) > np.linalg.norm(lower):
-            origin = quad[3] - corner
-        else:
-            wide = lower
+        rise = (quad[2] + quad[3] - quad[0] - quad[1]) / 2
+        wide, upper_left = (lower, quad[0] + rise) if lower @ lower >= upper @ upper else (upper, quad[3])
+        if mirrored:
+            wide, upper_left = -wide, upper_left + wide
         size = layers.shape[0]
-        # Texture pixel (i, j) -> u = (i + .5) / S, v = 1 - (j + .5) / S -> camera -> image pixel of the box
-        plane = np.stack([wide / size, -corner / size, origin + corner], -1)
+        # Texture pixel (i, j) -> point (i + .5) / S along, (j + .5) / S down the face -> camera -> pixel in the box
+        plane = np.stack([wide / size, -rise / size, upper_left], -1)
         half = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
         shift = np.array([[1.0, 0.0, -x0], [0.0, 1.0, -y0], [0.0, 0.0, 1.0]])
         return cv2.warpPerspective(
@@ -362,5 +372,5 @@ def _fill(polygon: np.ndarray, x0: int, y0: int, x1: int, y1: int) -> np.ndarray
 
 def _fill_into(mask: np.ndarray, polygon: np.ndarray, x0: int, y0: int) -> None:
     # Fixed-point coordinates: a face right in front of the camera may reach far beyond what they can hold.
-    points = np.clip((polygon - (x0, y0)) * (1 << ANTIALIAS_BITS), -(1 << 26), 1 << 26)
-    cv2.fillConvexPoly(mask, np.round(points).astype(np.int32), 1, cv2.LINE_8, ANTIALIAS_BITS)
+    points = np.clip((polygon - (x0, y0)) * (1 << SUBPIXEL_BITS), -(1 << 26), 1 << 26)
+    cv2.fillConvexPoly(mask, np.round(points).astype(np.int32), 1, cv2.LINE_8, SUBPIXEL_BITS)

@@ -12,7 +12,7 @@ import numpy as np
 from .layout import LANES, PARKING, STREET_EDGE, Scene
 from .textures import hsv_colour
 
-RESOLUTION = 0.1  # metres per pixel of the finest ground level
+RESOLUTION = 0.07  # metres per pixel of the finest ground level
 BORDER = 80.0  # metres of ground around the ego car's way
 KERB = 9.6
 ROAD_HALF = 7.2
@@ -138,7 +138,7 @@ def _add_grain(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     grain = np.zeros((height, width), np.float32)
     for cell, strength in ((48, 0.07), (12, 0.05), (3, 0.05), (1, 0.05)):
         noise = rng.standard_normal((height // cell + 2, width // cell + 2), dtype=np.float32) * strength
-        grain += cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR) if cell > 1 else noise[:height, :width]
+        grain += cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
     return np.clip(image * (1.0 + grain[..., None]), 0, 255).astype(np.uint8)
 
 

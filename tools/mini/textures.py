@@ -10,12 +10,13 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-SIZE = 128
+SIZE = 256
 PAINT, TRIM = "paint", "trim"
 BLACK, DARK, GREY, LIGHT, WHITE = (20, 20, 22), (45, 45, 50), (110, 110, 112), (185, 185, 185), (240, 240, 240)
 GLASS, SKY_GLASS, SKIN, HAIR = (60, 45, 35), (170, 140, 110), (150, 180, 225), (30, 35, 50)
 LAMP, TAIL, AMBER, ORANGE, RED = (190, 250, 255), (35, 25, 230), (30, 160, 255), (20, 95, 250), (40, 40, 215)
-STEEL, GREEN, BARK, CONCRETE = (150, 140, 130), (55, 105, 60), (45, 65, 85), (150, 160, 165)
+STEEL, BARK, CONCRETE = (150, 140, 130), (45, 65, 85), (150, 160, 165)
+GREEN, LEAF = (45, 85, 50), (60, 115, 75)
 
 
 class Canvas:
@@ -78,10 +79,6 @@ class Canvas:
 
 def _drawings() -> dict[str, Canvas]:
     c = Canvas
-    wheel_side = c(DARK).disc(0.2, 0.42, 0.2, 0.42, BLACK).disc(0.8, 0.42, 0.2, 0.42, BLACK)
-    wheel_side.disc(0.2, 0.42, 0.13, 0.28, LIGHT).disc(0.8, 0.42, 0.13, 0.28, LIGHT).rect(0.25, 0.5, 0.75, 1, PAINT)
-    spokes = c(PAINT).disc(0.2, 0.45, 0.2, 0.45, BLACK).disc(0.8, 0.45, 0.2, 0.45, BLACK)
-    spokes.disc(0.2, 0.45, 0.15, 0.34, LIGHT).disc(0.8, 0.45, 0.15, 0.34, LIGHT).rect(0.3, 0.75, 0.75, 0.9, PAINT)
     return {
         "paint": c(PAINT),
         "trim": c(TRIM),
@@ -93,8 +90,10 @@ def _drawings() -> dict[str, Canvas]:
         # car
         "car_side": c(PAINT).rect(0, 0, 1, 0.16, DARK).rect(0.44, 0.3, 0.46, 0.95, DARK).rect(0, 0.86, 1, 0.92, LIGHT)
         .rect(0.94, 0.62, 1, 0.82, LAMP).rect(0, 0.62, 0.05, 0.82, TAIL).wheels(0.19, 0.8, height=0.55),
-        "car_front": c(PAINT).rect(0, 0, 1, 0.16, DARK).rect(0.3, 0.3, 0.7, 0.62, BLACK).pair(0.03, 0.58, 0.85, 0.2, LAMP),
-        "car_back": c(PAINT).rect(0, 0, 1, 0.2, DARK).rect(0.36, 0.34, 0.64, 0.56, WHITE).pair(0.0, 0.55, 0.9, 0.22, TAIL),
+        "car_front": c(PAINT).rect(0, 0, 1, 0.16, DARK).rect(0.3, 0.3, 0.7, 0.62, BLACK)
+        .pair(0.03, 0.58, 0.85, 0.2, LAMP),
+        "car_back": c(PAINT).rect(0, 0, 1, 0.2, DARK).rect(0.36, 0.34, 0.64, 0.56, WHITE)
+        .pair(0.0, 0.55, 0.9, 0.22, TAIL),
         "cabin_side": c(PAINT).rect(0.08, 0.12, 0.92, 0.86, GLASS).rect(0.48, 0, 0.53, 1, PAINT),
         "windscreen": c(PAINT).rect(0.07, 0.06, 0.93, 0.92, SKY_GLASS),
         "rear_glass": c(PAINT).rect(0.1, 0.15, 0.9, 0.85, BLACK),
@@ -115,8 +114,8 @@ def _drawings() -> dict[str, Canvas]:
         .pair(0.02, 0.12, 0.42, 0.1, TAIL),
         # trailer
         "trailer_side": c(TRIM).stripes(16, 0, LIGHT, 0.4).rect(0, 0, 1, 0.1, PAINT).rect(0, 0.9, 1, 1, PAINT),
-        "trailer_back": c(WHITE).stripes(4, 1.0, RED).rect(0.12, 0.2, 0.88, 0.92, TRIM).rect(0.48, 0.2, 0.52, 0.92, DARK)
-        .pair(0.02, 0.02, 0.14, 0.18, TAIL),
+        "trailer_back": c(WHITE).stripes(4, 1.0, RED).rect(0.12, 0.2, 0.88, 0.92, TRIM)
+        .rect(0.48, 0.2, 0.52, 0.92, DARK).pair(0.02, 0.02, 0.14, 0.18, TAIL),
         "trailer_front": c(TRIM).rect(0.1, 0.1, 0.9, 0.9, GREY),
         "trailer_chassis": c(BLACK).rect(0.5, 0.45, 0.8, 1, STEEL).wheels(0.1, 0.21, 0.32, radius=0.055, height=0.95),
         # construction vehicle
@@ -134,12 +133,12 @@ def _drawings() -> dict[str, Canvas]:
         "face": c(SKIN).rect(0, 0.75, 1, 1, HAIR).pair(0.2, 0.45, 0.6, 0.18, BLACK),
         "head_side": c(SKIN).rect(0, 0.3, 0.5, 1, HAIR).rect(0, 0.75, 1, 1, HAIR),
         # cycles
-        "moto_side": wheel_side.rect(0.93, 0.65, 1, 0.95, LAMP).rect(0, 0.7, 0.06, 0.95, TAIL),
-        "moto_front": c(BLACK).rect(0.1, 0.6, 0.9, 1, LAMP),
-        "moto_back": c(BLACK).rect(0.1, 0.65, 0.9, 1, TAIL),
-        "bike_side": spokes,
-        "bike_front": c(BLACK).rect(0, 0.7, 1, 0.95, WHITE),
-        "bike_back": c(BLACK).rect(0, 0.7, 1, 0.95, TAIL),
+        "tyre_low": c(BLACK).disc(0.5, 1.0, 0.33, 0.66, LIGHT).disc(0.5, 1.0, 0.12, 0.24, DARK),
+        "tyre_high": c(BLACK).disc(0.5, 0.0, 0.33, 0.66, LIGHT).disc(0.5, 0.0, 0.12, 0.24, DARK),
+        "engine": c(PAINT).rect(0.25, 0.0, 0.8, 0.5, STEEL).stripes(1, 0, PAINT, 0.02).rect(0.3, 0.1, 0.7, 0.3, DARK),
+        "frame": c(PAINT).rect(0.0, 0.0, 0.3, 0.2, BLACK),
+        "head_lamp": c(BLACK).rect(0.1, 0.3, 0.9, 1, LAMP),
+        "tail_lamp": c(BLACK).rect(0.1, 0.3, 0.9, 1, TAIL),
         # street furniture
         "cone": c(ORANGE).rect(0, 0.3, 1, 0.5, WHITE).rect(0, 0.68, 1, 0.82, WHITE),
         "barrier_long": c(WHITE).stripes(5, 0.4, RED).rect(0, 0.42, 1, 0.54, GREY).rect(0, 0, 1, 0.08, DARK),
@@ -150,13 +149,13 @@ def _drawings() -> dict[str, Canvas]:
         "house_c": c(PAINT).bands(4, GLASS, 0.45).stripes(10, 0, PAINT, 0.15),
         "roof": c(CONCRETE),
         "bark": c(BARK).stripes(4, 0.2, DARK, 0.3),
-        "leaves": c(PAINT).stripes(5, 0.9, TRIM, 0.4).stripes(4, -0.7, GREEN, 0.35),
+        "leaves": c(PAINT).stripes(9, 0.9, GREEN, 0.3).stripes(7, -0.7, LEAF, 0.25),
     }
 
 
 @lru_cache(maxsize=1)
 def texture_pyramids() -> dict[str, list[np.ndarray]]:
-    """All textures, each as a pyramid of contiguous float32 arrays [S, S, 5] from 128 down to 2 pixels."""
+    """All textures, each as a pyramid of contiguous float32 arrays [S, S, 5] from 256 down to 2 pixels."""
     pyramids = {}
     for name, canvas in _drawings().items():
         levels = [canvas.layers]
