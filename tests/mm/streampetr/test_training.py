@@ -1,0 +1,106 @@
+"""The detector with its real heads: both kinds train alike, and training helps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .golden_model import PC_RANGE, head_config
+from .test_detector import B, build, inputs, sample
+
+LOSSES_2D = {
+    "loss_cls2d": {"type": "mmdet.QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 2.0},
+    "loss_centerness": {"type": "mmdet.GaussianFocalLoss", "loss_weight": 1.0},
+    "loss_bbox2d": {"type": "mmdet.L1Loss", "loss_weight": 5.0},
+    "loss_iou2d": {"type": "mmdet.GIoULoss", "loss_weight": 2.0},
+    "loss_centers2d": {"type": "mmdet.L1Loss", "loss_weight": 10.0},
+}
+ASSIGNER_2D = {
+    "cls_cost": {"type": "FocalLossCost", "weight": 2.0},
+    "reg_cost": {"type": "BBoxL1Cost", "weight": 5.0, "box_format": "xywh"},
+    "iou_cost": {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0},
+    "centers2d_cost": {"type": "BBox3DL1Cost", "weight": 10.0},
+}
+LOSSES_3D = {
+    "loss_cls": {"type": "mmdet.FocalLoss", "use_sigmoid": True, "gamma": 2.0, "alpha": 0.25, "loss_weight": 2.0},
+    "loss_bbox": {"type": "mmdet.L1Loss", "loss_weight": 0.25},
+}
+ASSIGNER_3D = {
+    "cls_cost": {"type": "FocalLossCost", "weight": 2.0},
+    "reg_cost": {"type": "BBox3DL1Cost", "weight": 0.25},
+    "iou_cost": {"type": "IoUCost", "weight": 0.0},
+    "pc_range": PC_RANGE,
+}
+
+
+def real(kind, **changes):
+    """A tiny detector with the ``PerSample`` or ``Batched`` heads and assigners."""
+    roi_head = {
+        "type": f"{kind}FocalHead",
+        "in_channels": 64,
+        "embed_dims": 64,
+        "train_cfg": {"assigner": {"type": f"{kind}HungarianAssigner2D", **ASSIGNER_2D}},
+        **LOSSES_2D,
+    }
+    head = head_config(
+        type=f"{kind}StreamPETRHead",
+        train_cfg={"assigner": {"type": f"{kind}HungarianAssigner3D", **ASSIGNER_3D}},
+        **LOSSES_3D,
+    )
+    return build(img_roi_head=roi_head, pts_bbox_head=head, **changes)
+
+
+def step(model, batch, samples, seed=0):
+    """Losses and gradients of one step with fixed noise."""
+    torch.manual_seed(seed)
+    model.zero_grad()
+    losses = model(batch, samples, mode="loss")
+    sum(losses.values()).backward()
+    return losses, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("counts", [(4, 2), (0, 3), (0, 0), (60, 1)])
+def test_both_kinds_agree(counts):
+    torch.manual_seed(5)
+    samples = [sample(count) for count in counts]
+    batch = inputs()
+    (per_sample, left), (batched, right) = (step(real(kind), batch, samples) for kind in ("PerSample", "Batched"))
+    assert set(per_sample) == set(batched) and len(batched) >= 2 * 2 + 5
+    for name in batched:
+        torch.testing.assert_close(
+            batched[name], per_sample[name], rtol=2e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert set(left) == set(right)
+    for name in left:
+        torch.testing.assert_close(right[name], left[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("counts", [(3, 0), (0, 0)])
+def test_every_parameter_has_a_gradient(counts):
+    model = real("Batched")
+    _, gradients = step(model, inputs(), [sample(count) for count in counts])
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(gradients)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_windows_have_the_losses_of_each_frame():
+    model = real("Batched", num_frame_head_grads=2, num_frame_backbone_grads=2, num_frame_losses=2)
+    batch = inputs(frames=3, prev_exists=1.0)
+    batch["prev_exists"][:, 0] = 0
+    losses = model(batch, [[sample(2) for _ in range(3)] for _ in range(B)], mode="loss")
+    names = {key.removeprefix("frame_1_") for key in losses if key.startswith("frame_1_")}
+    assert "loss_cls" in names and "d0.loss_cls" in names
+    assert {f"frame_{i}_{name}" for i in (1, 2) for name in names} == set(losses)
+
+
+def test_losses_fall():
+    torch.manual_seed(0)
+    model, batch, samples = real("Batched"), inputs(1), [sample(3)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    history = []
+    for seed in range(30):
+        losses, _ = step(model, batch, samples, seed)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
+        optimizer.step()
+        history.append(sum(losses.values()).item())
+    assert sum(history[-3:]) < 0.7 * sum(history[:3])
