@@ -53,6 +53,20 @@ ObjectsByMap sort_by_map(const Objects& objects, int64_t num_maps) {
   return sorted;
 }
 
+constexpr int64_t kCellsPerTask = 32768;
+
+// Maps that a thread should draw at least, so that a few small objects do not wake all threads.
+int64_t maps_per_task(const Objects& objects, const ObjectsByMap& sorted, int64_t num_maps, int64_t height,
+                      int64_t width) {
+  int64_t cells = 0;
+  for (const int64_t object : sorted.object) {
+    const Range columns = covered_cells(objects.x[object], objects.radius[object], width);
+    const Range rows = covered_cells(objects.y[object], objects.radius[object], height);
+    cells += std::max<int64_t>(columns.last - columns.first + 1, 0) * std::max<int64_t>(rows.last - rows.first + 1, 0);
+  }
+  return 1 + kCellsPerTask * num_maps / (cells + 1);
+}
+
 // One row of a square: `values` holds radius + 1 values by |dx|.
 template <typename T>
 void draw_table_row(T* row, const T* values, int64_t x, Range columns) {
@@ -108,11 +122,12 @@ at::Tensor draw_gaussian_heatmap(const at::Tensor& map_index, const at::Tensor& 
                         y_c.const_data_ptr<int64_t>(), radius_c.const_data_ptr<int64_t>(), map_index.numel()};
   const Gaussian gaussian{max_radius, sigma_factor, k};
   const ObjectsByMap sorted = sort_by_map(objects, num_maps);
+  const int64_t grain = maps_per_task(objects, sorted, num_maps, height, width);
 
   AT_DISPATCH_V2(table.scalar_type(), "draw_gaussian_heatmap", AT_WRAP([&] {
                    scalar_t* maps = heatmap.mutable_data_ptr<scalar_t>();
                    const scalar_t* values = table_c.const_data_ptr<scalar_t>();
-                   at::parallel_for(0, num_maps, 1, [&](int64_t first_map, int64_t end_map) {
+                   at::parallel_for(0, num_maps, grain, [&](int64_t first_map, int64_t end_map) {
                      for (int64_t map = first_map; map < end_map; ++map) {
                        for (int64_t i = sorted.begin[map]; i < sorted.begin[map + 1]; ++i) {
                          const int64_t object = sorted.object[i];
