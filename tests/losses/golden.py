@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ CASES_2D = ["focal_untrained", "focal_trained"]
 DTYPES = {"f32": torch.float32, "f64": torch.float64}
 
 
+@functools.cache
 def load(case: str) -> dict[str, np.ndarray]:
-    """All arrays of one case."""
+    """All arrays of one case; not to be written to."""
     with np.load(FOLDER / f"{case}.npz", allow_pickle=False) as archive:
         return dict(archive)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from raggedbev.matching.assignment import LinearAssignment
@@ -92,7 +93,7 @@ def gather_predictions(assignment: LinearAssignment, preds: Tensor) -> tuple[Ten
     """
     pred_of_gt = assignment.pred_of_gt
     if preds.shape[-2] == 0:
-        return preds.new_zeros((*pred_of_gt.shape, preds.shape[-1])), pred_of_gt >= 0
+        preds = F.pad(preds, (0, 0, 0, 1))  # one row to point at
     index = pred_of_gt.clamp(min=0).unsqueeze(-1).expand(*pred_of_gt.shape, preds.shape[-1])
     return preds.gather(-2, index), pred_of_gt >= 0
 
