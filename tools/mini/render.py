@@ -216,6 +216,7 @@ class _Rasteriser:
         self, backdrop: Backdrop, intrinsic: np.ndarray, rotation: np.ndarray, position: np.ndarray, image: np.ndarray
     ) -> None:
         self.backdrop, self.k, self.rotation, self.position = backdrop, intrinsic, rotation, position
+        self.k_inverse = np.linalg.inv(intrinsic)
         self.sun = backdrop.scene.sun @ rotation  # in the camera frame
         self.up = rotation.T @ np.array([0.0, 0.0, 1.0])
         self.image = image
@@ -284,9 +285,11 @@ class _Rasteriser:
         x0, y0, x1, y1 = _bounds(polygon)
         mask = _fill(polygon, x0, y0, x1, y1)
         # n.X = n.P on the plane and X = z K^-1 (u, v, 1): 1/z = n K^-1 (u, v, 1) / n.P
-        a, b, c = normal @ np.linalg.inv(self.k) / (normal @ quad[0])
+        a, b, c = normal @ self.k_inverse / (normal @ quad[0])
         columns, rows = (a * np.arange(x0, x1) + c)[None], (b * np.arange(y0, y1))[:, None]
         inverse = columns.astype(np.float32) + rows.astype(np.float32)
+        # Border pixels reach past the face; seen at a flat angle, the plane would leave it by metres there.
+        np.clip(inverse, 1 / quad[:, 2].max(), 1 / max(quad[:, 2].min(), NEAR), out=inverse)
         front = mask.view(bool) & (inverse > self.inverse_depth[y0:y1, x0:x1])
         if not front.any():
             return
@@ -317,8 +320,7 @@ class _Rasteriser:
         sky_light = 0.5 + 0.5 * float(normal @ self.up)
         light = scene.ambient * (0.75 + 0.25 * sky_light) + (1.05 - scene.ambient) * facing
         clear = float(np.exp(-max(float(quad[:, 2].mean()), 0.0) / VISIBLE_RANGE))
-        painted = paint_texture(layers, thing.paint, thing.trim) * (light * clear) + self.backdrop.haze * (1 - clear)
-        painted = np.clip(painted, 0, 255).astype(np.uint8)
+        painted = paint_texture(layers, thing.paint, thing.trim, light * clear, self.backdrop.haze * (1 - clear))
         # The texture fills the parallelogram over the longer of the two level edges; a taper cuts its corners off.
         lower, upper = quad[1] - quad[0], quad[2] - quad[3]
         rise = (quad[2] + quad[3] - quad[0] - quad[1]) / 2

@@ -160,15 +160,28 @@ def texture_pyramids() -> dict[str, list[np.ndarray]]:
     for name, canvas in _drawings().items():
         levels = [canvas.layers]
         while levels[-1].shape[0] > 2:
-            half = levels[-1].shape[0] // 2
-            levels.append(levels[-1].reshape(half, 2, half, 2, 5).mean((1, 3)))
+            fine = levels[-1]
+            levels.append((fine[::2, ::2] + fine[1::2, ::2] + fine[::2, 1::2] + fine[1::2, 1::2]) / 4)
         pyramids[name] = levels
     return pyramids
 
 
-def paint_texture(layers: np.ndarray, paint: np.ndarray, trim: np.ndarray) -> np.ndarray:
-    """Fill the colour slots: layers [S, S, 5], paint and trim BGR [3] -> float32 BGR [S, S, 3]."""
-    return layers[..., :3] + layers[..., 3:4] * paint + layers[..., 4:5] * trim
+def paint_texture(
+    layers: np.ndarray, paint: np.ndarray, trim: np.ndarray, light: float, air: np.ndarray
+) -> np.ndarray:
+    """Fill the colour slots, light the face and add the air in front of it.
+
+    Args:
+        layers: [S, S, 5] from `texture_pyramids`.
+        paint, trim: [3] BGR.
+        light: factor on all colours.
+        air: [3] BGR, added.
+
+    Returns:
+        uint8 BGR [S, S, 3].
+    """
+    colours = np.concatenate([np.eye(3), paint[:, None], trim[:, None]], 1) * light
+    return cv2.convertScaleAbs(cv2.transform(layers, np.concatenate([colours, air[:, None]], 1)))
 
 
 def hsv_colour(hue: float, saturation: float, value: float) -> np.ndarray:
