@@ -319,6 +319,20 @@ def test_the_forward_pass_never_waits_for_the_device(device):
     assert syncs.count == 0, syncs.by_kind
 
 
+def test_the_head_compiles_as_one_graph():
+    head = build().pts_bbox_head
+    plain = copy.deepcopy(head)
+    compiled = torch.compile(head, fullgraph=True, backend="eager")
+    feats, location = torch.randn(B, N, 64, 4, 6), token_location(4, 6, 16, PAD_SHAPE, torch.device("cpu"))
+    gt = ground_truth_3d([sample(3), sample(1)])
+    packed = (gt.boxes.mask, gt.labels.mask)  # made before compiling, as a loader's worker does
+    noise = torch.rand(3, *packed[0].shape, 3)
+    for frame in (inputs(), inputs(prev_exists=1.0, time=0.5)):
+        outs, expected = (module(feats, location, frame, gt=gt, dn_uniform=noise) for module in (compiled, plain))
+        torch.testing.assert_close(outs["all_bbox_preds"], expected["all_bbox_preds"])
+        torch.testing.assert_close(outs["dn"].cls_logits, expected["dn"].cls_logits)
+
+
 def test_token_location():
     location = token_location(4, 6, 16, PAD_SHAPE, torch.device("cpu"))
     assert location.shape == (4, 6, 2) and location.dtype == torch.float32
@@ -389,9 +403,13 @@ class TestBackboneWeights:
         assert model.img_backbone.conv1.weight.grad.abs().max() > 0
 
     def test_no_checkpoint(self, messages):
-        self.build(None).init_weights()
+        model = self.build(None)
+        model.init_weights()
         text = "The image backbone starts from random weights: its init_cfg names no checkpoint."
         assert messages == [(logging.INFO, text)]
+        model.img_backbone.norm_eval = True
+        model.init_weights()
+        assert messages[1][0] == logging.WARNING and "batch norms stay as they are" in messages[1][1]
 
     def test_torchvision_models_without_torchvision(self, monkeypatch):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -142,7 +142,7 @@ class StreamPETR(Base3DDetector):
         """Initialise; without pretrained weights of the backbone, say so and start from random ones."""
         pretrained = _pretrained_config(self.img_backbone.init_cfg)
         if pretrained is None:
-            print_log("The image backbone starts from random weights: its init_cfg names no checkpoint.", "current")
+            self._announce_random_backbone("its init_cfg names no checkpoint", logging.INFO)
         else:
             checkpoint = pretrained["checkpoint"]
             pretrained["checkpoint"] = _downloadable(checkpoint)
@@ -150,17 +150,20 @@ class StreamPETR(Base3DDetector):
                 self.img_backbone.init_weights()
             except (OSError, ImportError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
                 _release_waiting_ranks(checkpoint, error)
-                print_log(
-                    f"The image backbone starts from random weights: {checkpoint} could not be loaded "
-                    f"({type(error).__name__}: {error}).",
-                    "current",
-                    logging.WARNING,
-                )
+                reason = f"{checkpoint} could not be loaded ({type(error).__name__}: {error})"
+                self._announce_random_backbone(reason, logging.WARNING)
                 self.img_backbone.init_cfg = [
                     {"type": "Kaiming", "layer": "Conv2d"},
                     {"type": "Constant", "val": 1, "layer": ["_BatchNorm", "GroupNorm"]},
                 ]
         super().init_weights()
+
+    def _announce_random_backbone(self, reason: str, level: int) -> None:
+        message = f"The image backbone starts from random weights: {reason}."
+        if getattr(self.img_backbone, "norm_eval", False):
+            level = logging.WARNING
+            message += " Its batch norms stay as they are (norm_eval=True), which suits pretrained weights only."
+        print_log(message, "current", level)
 
     def loss(self, inputs: dict[str, Any], data_samples: Sequence) -> dict[str, Tensor]:
         """Losses of a batch of frames or of sliding windows.
