@@ -34,9 +34,7 @@ def test_batch(dataset, device):
     batch = preprocessor(pseudo_collate(items), training=True)
     inputs, samples = batch["inputs"], batch["data_samples"]
 
-    expected = (torch.stack(images).flip(2).float() - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(
-        3, 1, 1
-    )
+    expected = (torch.stack(images).flip(2).float() - MEAN) / STD
     torch.testing.assert_close(inputs["img"].cpu(), expected)
     for key in ("intrinsics", "extrinsics", "lidar2img"):
         assert inputs[key].shape == (2, 6, 4, 4) and inputs[key].dtype == torch.float32

@@ -57,6 +57,7 @@ class StreamTrainLoop(IterBasedTrainLoop):
             self._decide_current_val_interval()
             if self._validation_is_due():
                 self.runner.val_loop.run()
+        self._stop_data()
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
@@ -77,6 +78,11 @@ class StreamTrainLoop(IterBasedTrainLoop):
         for _ in range(self._iter):
             next(iterator)
         return iterator
+
+    def _stop_data(self) -> None:
+        """End the workers; an endless dataloader never does so by itself, and the garbage collector takes seconds."""
+        self.dataloader_iterator = None
+        self.dataloader._iterator = None  # where persistent workers are kept
 
     def _seed_workers(self) -> None:
         """Seed workers by the iteration, too, if the runner seeds them."""

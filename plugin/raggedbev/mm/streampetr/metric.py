@@ -90,9 +90,9 @@ class StreamNuScenesMetric(NuScenesMetric):
                 {
                     "token": sample["token"],
                     "centers": boxes.gravity_center.detach().cpu().numpy().reshape(-1, 3),
-                    "boxes": boxes.tensor.detach().cpu().numpy().reshape(len(boxes), -1),
+                    "boxes": boxes.tensor.detach().cpu().numpy(),
                     "scores": prediction["scores_3d"].detach().cpu().numpy(),
-                    "labels": prediction["labels_3d"].detach().cpu().numpy(),
+                    "labels": prediction["labels_3d"].detach().cpu().numpy().astype(np.int64),
                 }
             )
 
