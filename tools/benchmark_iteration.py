@@ -19,12 +19,14 @@ import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from raggedbev.profiling import stage
+from raggedbev.profiling.loss_scope import LossSettings
 from raggedbev.profiling.report import FORWARD, HEAD_2D, HEAD_3D, ITERATION, LOSS, OPTIMIZATION
 from raggedbev.profiling.workload import LossSizes, Objects
 
@@ -38,6 +40,7 @@ def load_config(path: str | Path) -> Config:
         raise FileNotFoundError(f"no config file {path}; the configs are in configs/")
     config = Config.fromfile(str(path))
     init_default_scope(config.get("default_scope", "mmdet3d"))
+    MMLogger.get_instance("benchmark", log_level="ERROR")  # the optimiser's builder lists every parameter otherwise
     return config
 
 
@@ -65,6 +68,22 @@ def sizes_of(config: Config) -> LossSizes:
         dn_groups=head.get("scalar", 10),
         pc_range=tuple(head.pc_range),
     )
+
+
+def settings_of(config: Config) -> LossSettings:
+    """Weights, costs and assigners of a StreamPETR config, as its heads read them.
+
+    Raises:
+        ValueError: The heads are not this package's, or have no assigner.
+    """
+    model = twin(config.model, batched=True)
+    heads = [MODELS.build(copy.deepcopy(model[name])) for name in ("pts_bbox_head", "img_roi_head") if name in model]
+    if len(heads) != 2 or not all(hasattr(head, "loss_config") and head.assigner is not None for head in heads):
+        raise ValueError(f"{config.filename} must have PerSample or Batched StreamPETR and Focal heads with assigners")
+    head_3d, head_2d = heads
+    with torch.no_grad():
+        settings_3d = head_3d.loss_config()
+    return LossSettings(settings_3d, head_2d.loss_config, head_3d.assigner.config, head_2d.assigner.config)
 
 
 def twin(model: Mapping[str, Any], batched: bool) -> dict[str, Any]:
@@ -139,12 +158,12 @@ class IterationArm:
 def build_arms(
     config: Config, device: torch.device, batches: list[dict[str, Any]], seed: int
 ) -> dict[str, IterationArm]:
-    """The per-sample version (arm `reference`) and the batched one of a config, with the same weights and batches."""
+    """The per-sample version (arm `published`) and the batched one of a config, with the same weights and batches."""
     arms = {
-        "reference": IterationArm(twin(config.model, batched=False), config.optim_wrapper, device, seed),
+        "published": IterationArm(twin(config.model, batched=False), config.optim_wrapper, device, seed),
         "batched": IterationArm(twin(config.model, batched=True), config.optim_wrapper, device, seed),
     }
-    arms["batched"].model.load_state_dict(arms["reference"].model.state_dict())
+    arms["batched"].model.load_state_dict(arms["published"].model.state_dict())
     for arm in arms.values():
         arm.batches = batches
     return arms

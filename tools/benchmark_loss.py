@@ -49,6 +49,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--predictions", choices=["untrained", "trained"], default="untrained", help="scope loss")
     parser.add_argument("--infos", help="info file to take the ground truth from (default: drawn like nuScenes)")
     parser.add_argument("--real-data", action="store_true", help="scope iteration: batches of the config's data set")
+    parser.add_argument("--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the report here")
     parser.add_argument("--chart", help="draw the stage chart here (PNG; needs matplotlib)")
@@ -64,7 +65,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--device must be cpu or cuda, got {args.device}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device on this machine; use --device cpu")
-    for name in ("batch_size", "repeats"):
+    for name in ("batch_size", "repeats", "threads"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
@@ -178,6 +179,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmark; exit status 1 for bad input and for arms that disagree."""
     try:
         args = parse_args(arguments)
+        if args.threads:
+            torch.set_num_threads(args.threads)
         report = (run_loss if args.scope == "loss" else run_iteration)(args)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)

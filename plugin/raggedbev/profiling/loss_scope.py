@@ -186,7 +186,9 @@ def compare_arms(arms: Mapping[str, LossArm]) -> Agreement:
     gradients: dict[str, dict[str, Tensor]] = {}
     for name, arm in arms.items():
         found = arm()
-        losses[name] = {f"{head}: {key}": float(loss.detach()) for head, rows in found.items() for key, loss in rows.items()}
+        losses[name] = {
+            f"{head}: {key}": float(loss.detach()) for head, rows in found.items() for key, loss in rows.items()
+        }
         gradients[name] = arm.gradients()
     first, *others = gradients.values()
     apart = [_gradient_difference(first, other) for other in others]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,17 +34,22 @@ _VALUE_DEPENDENT = frozenset(
     )
 )
 _INDEXING = frozenset(("index", "index_put", "index_put_", "_index_put_impl_"))
-_HOST_COPIES = {torch.Tensor.cpu: "cpu", torch.Tensor.tolist: "tolist"}
-_HOST_VIEWS = {torch.Tensor.numpy: "numpy", torch.Tensor.__array__: "numpy"}
+_DOWNLOADS = {
+    torch.Tensor.cpu: "cpu",
+    torch.Tensor.tolist: "tolist",
+    torch.Tensor.numpy: "numpy",
+    torch.Tensor.__array__: "numpy",
+}
 _CREATIONS = {torch.tensor: "tensor(device=)", torch.as_tensor: "as_tensor(device=)"}
 
 
 class HostSyncCounter:
     """Counts the host's waits for the device inside a ``with`` block.
 
-    Counting slows the code down: count in a run of its own, outside the timed repeats. The CPU count is an estimate: it
-    cannot see where a tensor would live, so ``.to(device)`` counts also where the tensor is there already, and branches
-    for CPU tensors run as they do on the CPU.
+    Counting slows the code down: count in a run of its own, outside the timed repeats. The CPU count is an estimate:
+    tensors are taken to live on the device unless they were made on the host inside the block, branches for CPU tensors
+    (such as checks of values) run as they do on the CPU, and the step of an optimiser, whose counters live on the host,
+    is left out.
 
     Args:
         device: ``"cuda"`` counts what torch reports (sync debug mode), ``"cpu"`` what would wait on CUDA.
@@ -62,6 +68,7 @@ class HostSyncCounter:
         self.on_cuda = torch.device(device).type == "cuda"
         self.by_kind: Counter[str] = Counter()
         self._stack = ExitStack()
+        self._paused = False
 
     @property
     def count(self) -> int:
@@ -80,8 +87,11 @@ class HostSyncCounter:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
         else:
-            self._stack.enter_context(_ValueReads(self.by_kind))
-            self._stack.enter_context(_HostCopies(self.by_kind))
+            modes = (_ValueReads(self), _HostCopies(self))
+            for mode in modes:
+                self._stack.enter_context(mode)
+            self._stack.callback(register_optimizer_step_pre_hook(self._pause).remove)
+            self._stack.callback(register_optimizer_step_post_hook(self._resume).remove)
         return self
 
     def __exit__(
@@ -93,13 +103,24 @@ class HostSyncCounter:
             self.by_kind["synchronizing CUDA operation"] += len(waits)
         self._stack.close()
 
+    def note(self, kind: str) -> None:
+        """Counts one wait."""
+        if not self._paused:
+            self.by_kind[kind] += 1
+
+    def _pause(self, *_: Any) -> None:
+        self._paused = True
+
+    def _resume(self, *_: Any) -> None:
+        self._paused = False
+
 
 class _ValueReads(TorchDispatchMode):
     """Counts operators that read tensor values on the host, at the dispatcher, so calls from C++ count as well."""
 
-    def __init__(self, by_kind: Counter[str]) -> None:
+    def __init__(self, counter: HostSyncCounter) -> None:
         super().__init__()
-        self.by_kind = by_kind
+        self.counter = counter
 
     def __torch_dispatch__(
         self,
@@ -110,11 +131,11 @@ class _ValueReads(TorchDispatchMode):
     ) -> Any:
         name = func._schema.name.removeprefix("aten::")
         if name in _VALUE_DEPENDENT:
-            self.by_kind[name] += 1
+            self.counter.note(name)
         elif name in _INDEXING and _indexes_by_mask(args):
-            self.by_kind["boolean-mask indexing"] += 1
+            self.counter.note("boolean-mask indexing")
         elif name == "repeat_interleave" and (kwargs or {}).get("output_size") is None:
-            self.by_kind["repeat_interleave without output_size"] += 1
+            self.counter.note("repeat_interleave without output_size")
         return func(*args, **(kwargs or {}))
 
 
@@ -127,14 +148,17 @@ def _indexes_by_mask(args: tuple[Any, ...]) -> bool:
 
 
 class _HostCopies(TorchFunctionMode):
-    """Counts blocking copies between host and device, which the dispatcher cannot see while both are the CPU."""
+    """Counts blocking copies between host and device, which the dispatcher cannot see while both are the CPU.
 
-    def __init__(self, by_kind: Counter[str]) -> None:
+    Tensors that certainly live on the host are known: what ``cpu()`` and ``tensor()`` gave, memory of NumPy arrays or
+    of other processes, and what was computed from these alone. Reading them waits for nothing; moving them to a device
+    does.
+    """
+
+    def __init__(self, counter: HostSyncCounter) -> None:
         super().__init__()
-        self.by_kind = by_kind
-        self.on_host: dict[
-            int, torch.Tensor
-        ] = {}  # what cpu() gave, and what was made of it: reading it waits for nothing
+        self.counter = counter
+        self.on_host: dict[int, torch.Tensor] = {}
 
     def __torch_function__(
         self,
@@ -144,24 +168,35 @@ class _HostCopies(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _HOST_COPIES:
-            self.by_kind[_HOST_COPIES[func]] += 1
-        elif func in _HOST_VIEWS and id(args[0]) not in self.on_host:
-            self.by_kind[_HOST_VIEWS[func]] += 1
-        elif func in _CREATIONS and kwargs.get("device") is not None and not isinstance(args[0], torch.Tensor):
-            self.by_kind[_CREATIONS[func]] += 1
-        elif func is torch.Tensor.to and _names_device(args[1:], kwargs) and not kwargs.get("non_blocking"):
-            self.by_kind["to(device)"] += 1
+        tensors = list(_tensors(args))
+        is_host = bool(tensors) and all(self._is_on_host(x) for x in tensors)
+        makes_host = func is torch.Tensor.cpu or is_host
+        if func in _DOWNLOADS and not is_host:
+            self.counter.note(_DOWNLOADS[func])
+        elif func in _CREATIONS and not tensors:
+            makes_host = kwargs.get("device") is None
+            if not makes_host:
+                self.counter.note(_CREATIONS[func])
+        elif func is torch.Tensor.to:
+            target = kwargs.get("device", args[1] if len(args) > 1 else None)
+            makes_host = target == "cpu" or (is_host and isinstance(target, torch.dtype))
+            moves = target == "cpu" if not is_host else isinstance(target, str | torch.device) and target != "cpu"
+            if moves and not kwargs.get("non_blocking"):
+                self.counter.note("to(device)")
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor) and (func is torch.Tensor.cpu or self._stays_on_host(func, args)):
+        if makes_host and isinstance(result, torch.Tensor):
             self.on_host[id(result)] = result
         return result
 
-    def _stays_on_host(self, func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-        tensors = [x for x in args if isinstance(x, torch.Tensor)]
-        return bool(tensors) and func is not torch.Tensor.to and all(id(x) in self.on_host for x in tensors)
+    def _is_on_host(self, tensor: torch.Tensor) -> bool:
+        borrowed = tensor.layout is torch.strided and not tensor.untyped_storage().resizable()
+        return borrowed or id(tensor) in self.on_host
 
 
-def _names_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether ``Tensor.to`` was asked for a device, not for a type or another tensor's properties."""
-    return kwargs.get("device") is not None or (bool(args) and isinstance(args[0], str | torch.device))
+def _tensors(values: tuple[Any, ...] | list[Any]) -> Iterator[torch.Tensor]:
+    """Tensors among arguments, also inside lists."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
