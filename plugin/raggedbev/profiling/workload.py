@@ -104,8 +104,8 @@ class Objects:
         )
 
     def to(self, device: str | torch.device) -> Objects:
-        """The same on a device."""
-        return Objects(**{name: [x.to(device) for x in rows] for name, rows in vars(self).items()})
+        """Copies on a device."""
+        return Objects(**{name: [x.to(device, copy=True) for x in rows] for name, rows in vars(self).items()})
 
 
 @dataclass(frozen=True)
