@@ -19,9 +19,7 @@ from raggedbev.mm.streampetr.checkpoint import convert_published_state_dict
 
 def parse_args() -> argparse.Namespace:
     """Source and target file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="published checkpoint")
     parser.add_argument("target", type=Path, help="file to write; must not exist")
     return parser.parse_args()

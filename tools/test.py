@@ -16,9 +16,7 @@ from raggedbev.mm.engine import add_common_arguments, load_config, run_as_comman
 
 def parse_args() -> argparse.Namespace:
     """The flags of mmdet3d's own tool that apply to multi-view detectors."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--show-dir", help="draw the detections of each sample into WORK_DIR/TIMESTAMP/SHOW_DIR")

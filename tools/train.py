@@ -14,9 +14,7 @@ from raggedbev.mm.engine import add_common_arguments, load_config, run_as_comman
 
 def parse_args() -> argparse.Namespace:
     """The flags of mmdet3d's own tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__.strip(), formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="config file")
     parser.add_argument("--amp", action="store_true", help="automatic mixed precision (CUDA)")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale the learning rate to the total batch size")

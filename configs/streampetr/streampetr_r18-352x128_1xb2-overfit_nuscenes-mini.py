@@ -1,8 +1,9 @@
 # python tools/train.py configs/streampetr/streampetr_r18-352x128_1xb2-overfit_nuscenes-mini.py
 #
-# Learns the training scenes of tools/create_mini.py by heart, and is tested on just these: a detector that cannot do this has a
-# mistake in targets, losses, memory, decoder or evaluation. No augmentation, no dropout; 96 frames = 48 steps of 2 samples an epoch.
-_base_ = ['./streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py']
+# Learns the training scenes of tools/create_mini.py by heart, and is tested on just these: a detector that cannot do
+# this has a mistake in targets, losses, memory, decoder or evaluation. No augmentation, no dropout; 96 frames = 48
+# steps of 2 samples an epoch.
+_base_ = ["./streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py"]
 
 max_iters = 3600
 ida_aug_conf = dict(
@@ -12,31 +13,32 @@ ida_aug_conf = dict(
     rot_lim=(0.0, 0.0),
     H=900,
     W=1600,
-    rand_flip=False)
+    rand_flip=False,
+)
 train_pipeline = [
-    dict(type='LoadMultiViewImages'),
-    dict(type='LoadAnnotations3D', with_bbox_3d=True, with_label_3d=True),
-    dict(type='StreamPETRLoadCamInstances'),
-    dict(type='StreamPETRRangeFilter', point_cloud_range={{_base_.point_cloud_range}}),
-    dict(type='StreamPETRResizeCropFlip', ida_aug_conf=ida_aug_conf, training=False),
-    dict(type='PackStreamPETRInputs'),
+    dict(type="LoadMultiViewImages"),
+    dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True),
+    dict(type="StreamPETRLoadCamInstances"),
+    dict(type="StreamPETRRangeFilter", point_cloud_range={{_base_.point_cloud_range}}),
+    dict(type="StreamPETRResizeCropFlip", ida_aug_conf=ida_aug_conf, training=False),
+    dict(type="PackStreamPETRInputs"),
 ]
 test_pipeline = [
-    dict(type='LoadMultiViewImages'),
-    dict(type='StreamPETRResizeCropFlip', ida_aug_conf=ida_aug_conf, training=False),
-    dict(type='PackStreamPETRInputs'),
+    dict(type="LoadMultiViewImages"),
+    dict(type="StreamPETRResizeCropFlip", ida_aug_conf=ida_aug_conf, training=False),
+    dict(type="PackStreamPETRInputs"),
 ]
 
 model = dict(use_grid_mask=False, pts_bbox_head=dict(transformer=dict(dropout=0.0)))
 train_cfg = dict(max_iters=max_iters, val_interval=600)
 optim_wrapper = dict(optimizer=dict(lr=4e-4))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1.0 / 3, by_epoch=False, begin=0, end=200),
-    dict(type='CosineAnnealingLR', T_max=max_iters, eta_min_ratio=1e-2, by_epoch=False, begin=0, end=max_iters),
+    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=200),
+    dict(type="CosineAnnealingLR", T_max=max_iters, eta_min_ratio=1e-2, by_epoch=False, begin=0, end=max_iters),
 ]
 default_hooks = dict(checkpoint=dict(interval=600))
 train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, ann_file='nuscenes_infos_train.pkl'))
+val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, ann_file="nuscenes_infos_train.pkl"))
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file='data/mini/nuscenes_infos_train.pkl', eval_set='mini_train')
+val_evaluator = dict(ann_file="data/mini/nuscenes_infos_train.pkl", eval_set="mini_train")
 test_evaluator = val_evaluator

@@ -38,7 +38,9 @@ def _runner(work_dir, max_iters, resume=False, hook=None):
     return Runner(
         model=_Line(),
         work_dir=str(work_dir),
-        train_dataloader=dict(dataset=dataset, batch_size=2, sampler=dict(type=DefaultSampler), collate_fn=dict(type="default_collate")),
+        train_dataloader=dict(
+            dataset=dataset, batch_size=2, sampler=dict(type=DefaultSampler), collate_fn=dict(type="default_collate")
+        ),
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.0)),
         train_cfg=dict(by_epoch=False, max_iters=max_iters),
         default_hooks=dict(

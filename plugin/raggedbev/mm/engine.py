@@ -32,9 +32,9 @@ def _history_method(owner: type, name: str) -> Callable:
 def allow_checkpoint_globals() -> None:
     """Let ``torch.load(weights_only=True)`` read what mmengine stores beside the weights.
 
-    A checkpoint of mmengine holds its message hub: ``HistoryBuffer`` objects with NumPy arrays, whose pickles name four
-    methods through ``getattr``. Just these are added to torch's allow-list, ``getattr`` only in a form that knows the four
-    methods; the check itself stays on.
+    A checkpoint of mmengine holds its message hub: ``HistoryBuffer`` objects with NumPy arrays, whose pickles name
+    four methods through ``getattr``. Just these are added to torch's allow-list, ``getattr`` only in a form that knows
+    the four methods; the check itself stays on.
     """
     multiarray = np.core.multiarray
     dtypes = {type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")}

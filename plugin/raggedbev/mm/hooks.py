@@ -27,8 +27,8 @@ _PARTIAL = ".partial"
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook``, made safe against a kill at any moment.
 
-    The stock hook deletes the oldest checkpoint, then writes the next one in place. A process killed in between leaves a
-    torn file, or none. This one writes beside the target, renames, moves the ``last_checkpoint`` pointer by another
+    The stock hook deletes the oldest checkpoint, then writes the next one in place. A process killed in between leaves
+    a torn file, or none. This one writes beside the target, renames, moves the ``last_checkpoint`` pointer by another
     rename, and only then deletes. Checkpoints must be on a local file system; same arguments as the stock hook.
     """
 
@@ -137,8 +137,8 @@ def check_checkpoint(expected: dict[str, torch.Tensor], found: dict[str, torch.T
     if partial and len(missing) + len(shapes) < len(expected):
         return
     raise ValueError(
-        f"the checkpoint is of another model: of {len(expected)} weights, {len(missing)} are missing ({_few(missing)}), "
-        f"{len(unknown)} are unknown ({_few(unknown)}), {len(shapes)} have another shape ({_few(shapes)}); "
+        f"the checkpoint is of another model: of {len(expected)} weights, {len(missing)} are missing "
+        f"({_few(missing)}), {len(unknown)} are unknown ({_few(unknown)}), {len(shapes)} have another shape ({_few(shapes)}); "
         "use the config that the checkpoint was trained with"
     )
 
@@ -189,8 +189,8 @@ class NonFiniteWarningHook(Hook):
             self._warned.add(name)
             print_log(
                 f"{name} ({type(model.get_submodule(name)).__name__}) predicted NaN or infinity by iteration "
-                f"{runner.iter + 1} ({'; '.join(layers)} values so far). Training goes on with these values replaced, as in "
-                "the published code; lower the learning rate or check the input if it lasts. This is said once.",
+                f"{runner.iter + 1} ({'; '.join(layers)} values so far). Training goes on with these values replaced, "
+                "as in the published code; lower the learning rate or check the input if it lasts. This is said once.",
                 logger="current",
                 level=logging.WARNING,
             )

@@ -2,9 +2,9 @@
 
 In: the state dict of a checkpoint trained with the published code. Out: the state dict of this package's model.
 
-Every name is the same. One thing differs: the published data loader left the labels of 2D boxes in the order of the info files,
-while the 3D head uses the order of the config, so the class channels of the published 2D head are permuted against those
-of the 3D head. Here both heads use the config's order.
+Every name is the same. One thing differs: the published data loader left the labels of 2D boxes in the order of the
+info files, while the 3D head uses the order of the config, so the class channels of the published 2D head are permuted
+against those of the 3D head. Here both heads use the config's order.
 """
 
 from __future__ import annotations
