@@ -1,6 +1,7 @@
 """Checkpoints survive a kill; checkpoints of other models are refused; NaN predictions are reported once."""
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from raggedbev.mm.hooks import AtomicCheckpointHook, NonFiniteWarningHook, check
 
 
 class _Numbers(torch.utils.data.Dataset):
-    metainfo = {"classes": ("car",)}
+    metainfo: ClassVar = {"classes": ("car",)}
 
     def __len__(self):
         return 64
@@ -108,7 +109,7 @@ def test_pickles_of_other_classes_stay_refused(tmp_path):
             return (getattr, (dict, "fromkeys"))
 
     torch.save({"state_dict": {}, "x": Hostile()}, tmp_path / "bad.pth")
-    with pytest.raises(Exception, match="may not load|Weights only"):
+    with pytest.raises(Exception, match=r"may not load|Weights only"):
         torch.load(tmp_path / "bad.pth", weights_only=True)
 
 
