@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from .golden import ground_truth_3d, load, tensor
 
 from raggedbev.losses import DenoisingConfig, GroundTruth3D, attention_mask, prepare_denoising, unpack_uniform
+
+from .golden import ground_truth_3d, load, tensor
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,9 @@ def data():
 @pytest.fixture(params=["f32", "f64"])
 def queries(request, data):
     gt = ground_truth_3d(data, request.param)
-    uniform = unpack_uniform(tensor(data["dn_rand01"], request.param), data["gt_counts"].tolist(), int(data["dn_groups"]))
+    uniform = unpack_uniform(
+        tensor(data["dn_rand01"], request.param), data["gt_counts"].tolist(), int(data["dn_groups"])
+    )
     return prepare_denoising(gt, DenoisingConfig(groups=int(data["dn_groups"])), uniform)
 
 
@@ -68,7 +71,8 @@ def test_shapes_follow_from_shapes(sizes):
 def test_generator_repeats():
     gt = _ground_truth(3, 1)
     first, second, third = (
-        prepare_denoising(gt, DenoisingConfig(), generator=torch.Generator().manual_seed(s)).reference_points for s in (0, 0, 1)
+        prepare_denoising(gt, DenoisingConfig(), generator=torch.Generator().manual_seed(s)).reference_points
+        for s in (0, 0, 1)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, third)
@@ -79,7 +83,9 @@ def test_noise_stays_in_the_box_and_far_noise_is_background():
     config = DenoisingConfig(groups=50)
     queries = prepare_denoising(gt, config)
     low, high = torch.tensor(config.pc_range[:3]), torch.tensor(config.pc_range[3:])
-    moved = (queries.reference_points * (high - low) + low - queries.known_boxes[..., :3]) / (queries.known_boxes[..., 3:6] / 2)
+    moved = (queries.reference_points * (high - low) + low - queries.known_boxes[..., :3]) / (
+        queries.known_boxes[..., 3:6] / 2
+    )
     assert moved.abs().max() <= 1 + 1e-3
     clear = (moved.norm(dim=-1) - config.split).abs() > 1e-3
     assert torch.equal((queries.known_labels == config.num_classes)[clear], (moved.norm(dim=-1) > config.split)[clear])

@@ -96,7 +96,9 @@ def test_mean_over_ranks_is_one_call(dtype):
 
 
 @pytest.mark.parametrize("options", [{"beta": 1.5, "cls_weight": 0.5}, {"centerness_gamma": 3.0, "iou_weight": 0.1}])
-@pytest.mark.parametrize("matcher", [HungarianMatcher2D(box_format="xyxy"), HungarianMatcher2D(iou_mode="iou", center_weight=0.0)])
+@pytest.mark.parametrize(
+    "matcher", [HungarianMatcher2D(box_format="xyxy"), HungarianMatcher2D(iou_mode="iou", center_weight=0.0)]
+)
 def test_other_settings(matcher, options):
     config = dataclasses.replace(FocalHeadLossConfig(), **options)
     check_parity(predictions_2d(3, torch.float64), ground_truth_2d([4, 0, 6], torch.float64), config, matcher)
@@ -105,7 +107,9 @@ def test_other_settings(matcher, options):
 def test_wrong_shapes_are_named():
     preds, gt = predictions_2d(2, torch.float32), ground_truth_2d([1, 1], torch.float32)
     matcher, config = HungarianMatcher2D(), FocalHeadLossConfig()
-    with pytest.raises(ValueError, match=r"box_preds must be \(2, 24, 4\) for 2 images of \(64, 96\) pixels at stride 16"):
+    with pytest.raises(
+        ValueError, match=r"box_preds must be \(2, 24, 4\) for 2 images of \(64, 96\) pixels at stride 16"
+    ):
         focal_head_loss(preds[0], preds[1][:, :20], *preds[2:], gt, matcher, config, PAD_SHAPE)
     with pytest.raises(ValueError, match=r"cls_logits must be \(1, 24, 10\)"):
         focal_head_loss(*preds, ground_truth_2d([1], torch.float32), matcher, config, PAD_SHAPE)

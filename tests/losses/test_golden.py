@@ -1,4 +1,5 @@
-"""Batched and per-sample losses against the recorded numbers of the published code: costs, pairs, losses, gradients, heatmaps."""
+"""Batched and per-sample losses against the recorded numbers of the published code: costs, pairs, losses, gradients,
+heatmaps."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ from raggedbev.losses import (
     streampetr_loss,
     unpack_uniform,
 )
-from raggedbev.losses.reference import focal_head_heatmap_reference, focal_head_loss_reference, streampetr_loss_reference
+from raggedbev.losses.reference import (
+    focal_head_heatmap_reference,
+    focal_head_loss_reference,
+    streampetr_loss_reference,
+)
 from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D
 from raggedbev.matching.reference import PerSampleMatcher2D, PerSampleMatcher3D
 
@@ -105,7 +110,9 @@ def test_losses_and_gradients_3d(case, precision, arm):
 def expected_requires_grad(data):
     """As recorded; the denoising predictions are constants in these tests."""
     constant = "dn_cls_logits" in data
-    return [bool(g) and not (constant and "dn_" in k) for k, g in zip(data["loss_keys"], data["loss_has_grad"], strict=True)]
+    return [
+        bool(g) and not (constant and "dn_" in k) for k, g in zip(data["loss_keys"], data["loss_has_grad"], strict=True)
+    ]
 
 
 @arms
@@ -144,7 +151,11 @@ def test_costs_and_pairs_3d(case, precision):
     for layer in range(len(logits)):
         for sample in range(gt.num_samples):
             one = per_sample.match(
-                logits[layer, sample], boxes[layer, sample], gt.box_list[sample], gt.label_list[sample], CONFIG_3D.match_costs
+                logits[layer, sample],
+                boxes[layer, sample],
+                gt.box_list[sample],
+                gt.label_list[sample],
+                CONFIG_3D.match_costs,
             )
             assert torch.equal(one, batched[layer, sample])
 

@@ -36,10 +36,14 @@ def check_parity(preds, gt, dn=None, config=None, matcher=None, **options):
     rtol = RTOL[preds[0].dtype]
     batched, batched_grads = run(streampetr_loss, matcher, preds, gt, dn, config, **options)
     for arm in ("published", "reference"):
-        loop, loop_grads = run(streampetr_loss_reference, PerSampleMatcher3D(matcher, arm), preds, gt, dn, config, **options)
+        loop, loop_grads = run(
+            streampetr_loss_reference, PerSampleMatcher3D(matcher, arm), preds, gt, dn, config, **options
+        )
         assert list(batched) == list(loop)
         for key in loop:
-            torch.testing.assert_close(batched[key], loop[key], rtol=rtol, atol=rtol, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(
+                batched[key], loop[key], rtol=rtol, atol=rtol, msg=lambda m, key=key: f"{key}: {m}"
+            )
         assert len(batched_grads) == len(loop_grads)
         for one, other in zip(batched_grads, loop_grads, strict=True):
             torch.testing.assert_close(one, other, rtol=rtol, atol=rtol * 1e-2, equal_nan=True)

@@ -54,7 +54,11 @@ def test_combine_nested_lists():
     assert nested.shape == (2, 2, 3, 4) and nested.sample_sizes.tolist() == [[2, 0], [3, 1]]
     flat = combine_data([[a, b], [c, d]])
     assert flat.shape == (4, 3, 4)
-    assert all(torch.equal(x, y) for row, pair in zip(nested.split(), ((a, b), (c, d)), strict=True) for x, y in zip(row, pair, strict=True))
+    assert all(
+        torch.equal(x, y)
+        for row, pair in zip(nested.split(), ((a, b), (c, d)), strict=True)
+        for x, y in zip(row, pair, strict=True)
+    )
 
 
 def test_combine_shares_sizes_and_keeps_dtype_of_empty_samples():
@@ -172,7 +176,11 @@ def test_layers_become_a_batch_dimension():
     assert layers.reshape_batch_dims(1, 18).squeeze_batch_dim(0).batch_shape == (18,)
     twice = batch.repeat_samples(2)
     assert twice.sample_sizes.tolist() == [2, 0, 1, 2, 0, 1] and twice.shape == (6, 3, 4)
-    for wrong in (lambda: batch.squeeze_batch_dim(0), lambda: batch.reshape_batch_dims(2, 2), lambda: batch.unsqueeze_batch_dim(3)):
+    for wrong in (
+        lambda: batch.squeeze_batch_dim(0),
+        lambda: batch.reshape_batch_dims(2, 2),
+        lambda: batch.unsqueeze_batch_dim(3),
+    ):
         with pytest.raises(ValueError):
             wrong()
 

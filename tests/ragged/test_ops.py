@@ -188,7 +188,7 @@ def test_debug_mode_names_the_entry(monkeypatch, value):
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match="int32 or int64, got torch.float32"):
+    with pytest.raises(ValueError, match=r"int32 or int64, got torch\.float32"):
         batched_indexing_access(torch.zeros(2, 3), torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"batch shape \(2,\) of the indices, got \(3, 3\)"):
         batched_indexing_access(torch.zeros(3, 3), torch.zeros(2, 1, dtype=torch.long))

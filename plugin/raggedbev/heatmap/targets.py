@@ -11,12 +11,15 @@ from raggedbev.ragged.batch import RaggedBatch
 __all__ = ["focal_head_heatmap"]
 
 
-def focal_head_heatmap(gt_boxes: RaggedBatch, gt_centers: RaggedBatch, pad_shape: tuple[int, int], stride: int) -> Tensor:
+def focal_head_heatmap(
+    gt_boxes: RaggedBatch, gt_centers: RaggedBatch, pad_shape: tuple[int, int], stride: int
+) -> Tensor:
     """Class-agnostic centre heatmap of StreamPETR's 2D head.
 
-    An object is drawn at the cell of its projected 3D centre; its radius is the distance from that centre to the nearest edge of its
-    box, in cells, rounded up, at least 1. A centre on the right or lower border of the image lies just outside the map, and colours the
-    cells that its square reaches. Objects with a non-finite box or centre are skipped.
+    An object is drawn at the cell of its projected 3D centre; its radius is the distance from that centre to the
+    nearest edge of its box, in cells, rounded up, at least 1. A centre on the right or lower border of the image lies
+    just outside the map, and colours the cells that its square reaches. Objects with a non-finite box or centre are
+    skipped.
 
     Args:
         gt_boxes: [I, G, 4] corners in pixels.

@@ -1,8 +1,9 @@
 """Denoising queries: ground truth in, noised reference points, their targets and the attention mask out.
 
-Every object is repeated in `groups` groups, its centre moved by uniform noise of up to half its size. Group g, object j of a sample
-takes position g * single_pad + j of the sample's denoising queries; single_pad is the padded number of objects. All shapes follow from
-shapes, none from values; positions without an object keep the reference point (0, 0, 0) and are marked invalid.
+Every object is repeated in `groups` groups, its centre moved by uniform noise of up to half its size. Group g, object
+j of a sample takes position g * single_pad + j of the sample's denoising queries; single_pad is the padded number of
+objects. All shapes follow from shapes, none from values; positions without an object keep the reference point (0, 0,
+0) and are marked invalid.
 
 Source: StreamPETR (arXiv 2303.11926) and DN-DETR (arXiv 2203.01305), section 4.
 """
@@ -184,8 +185,8 @@ def attention_mask(
 ) -> Tensor | None:
     """Which keys a query of the decoder's self-attention must not see.
 
-    Rows are [denoising, matching queries, propagated queries], columns [denoising, matching queries, memory]. Matching and propagated
-    queries see no denoising query, denoising groups do not see each other; all else is open.
+    Rows are [denoising, matching queries, propagated queries], columns [denoising, matching queries, memory].
+    Matching and propagated queries see no denoising query, denoising groups do not see each other; all else is open.
 
     Args:
         pad: denoising positions per sample, a multiple of `groups`.
@@ -196,7 +197,8 @@ def attention_mask(
         device: where the mask goes.
 
     Returns:
-        [pad + num_query + num_propagated, pad + num_query + memory_len] bool, True = blocked; None without denoising queries.
+        [pad + num_query + num_propagated, pad + num_query + memory_len] bool, True = blocked; None without denoising
+        queries.
     """
     if pad == 0:
         return None

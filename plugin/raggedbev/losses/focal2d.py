@@ -1,6 +1,7 @@
 """The loss of StreamPETR's 2D head (FocalHead), for all images at once.
 
-In: predictions of every token of every image, 2D ground truth, an assigner with `assign_batch`. Out: one scalar tensor per published
+In: predictions of every token of every image, 2D ground truth, an assigner with `assign_batch`. Out: one scalar
+    tensor per published
 loss name. Nothing is read from the device (the assigner decides about itself).
 """
 
@@ -77,8 +78,8 @@ def check_predictions(
     for name, (tensor, width) in wanted.items():
         if tuple(tensor.shape) != (gt.num_images, tokens, width):
             raise ValueError(
-                f"{name} must be {(gt.num_images, tokens, width)} for {gt.num_images} images of {tuple(pad_shape)} pixels "
-                f"at stride {config.stride}, got {tuple(tensor.shape)}"
+                f"{name} must be {(gt.num_images, tokens, width)} for {gt.num_images} images of "
+                f"{tuple(pad_shape)} pixels at stride {config.stride}, got {tuple(tensor.shape)}"
             )
 
 
@@ -95,8 +96,8 @@ def focal_head_loss(
 ) -> dict[str, Tensor]:
     """Losses of the 2D head.
 
-    As published, box, GIoU and centre losses are weighted sums over all tokens, so that a non-finite prediction of any token, matched
-    or not, makes them NaN.
+    As published, box, GIoU and centre losses are weighted sums over all tokens, so that a non-finite prediction of
+    any token, matched or not, makes them NaN.
 
     Args:
         cls_logits: [I, T, C] logits; token = row * columns + column.
@@ -127,8 +128,8 @@ def focal_head_loss(
         count = matched.sum().to(cls_logits.dtype)
         mean_count = mean_over_ranks(count.reshape(1), reduce_mean)[0].clamp(min=1) + AVG_FACTOR_EPS
         size = row_tensor((pad_shape[1], pad_shape[0]) * 2, box_preds)  # [4]
-        gt_boxes = gt.boxes.apply(lambda boxes: xyxy_to_cxcywh(boxes.to(size.dtype) / size))
-        gt_centers = gt.centers.apply(lambda centers: centers.to(size.dtype) / size[:2])
+        gt_boxes = xyxy_to_cxcywh(gt.boxes.tensor.to(size.dtype) / size)
+        gt_centers = gt.centers.tensor.to(size.dtype) / size[:2]
         boxes, centers = gather_targets(assignment, gt_boxes), gather_targets(assignment, gt_centers)  # [I, T, 4 and 2]
         labels = class_targets(assignment, gt.labels, config.num_classes)
         pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(boxes) * size

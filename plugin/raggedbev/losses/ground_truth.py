@@ -35,7 +35,8 @@ class GroundTruth3D:
     """3D objects of a batch.
 
     Attributes:
-        box_list: per sample [G, 9]: gravity centre x, y, z (m), length, width, height (m), yaw (rad), velocity x, y (m/s).
+        box_list: per sample [G, 9]: gravity centre x, y, z (m), length, width, height (m), yaw (rad), velocity x, y
+            (m/s).
         label_list: per sample [G] int64 class indices.
     """
 
@@ -79,7 +80,11 @@ class GroundTruth2D:
     center_list: list[Tensor]
 
     def __post_init__(self) -> None:
-        lists = {"box_list": (self.box_list, 4), "label_list": (self.label_list, None), "center_list": (self.center_list, 2)}
+        lists = {
+            "box_list": (self.box_list, 4),
+            "label_list": (self.label_list, None),
+            "center_list": (self.center_list, 2),
+        }
         _check_lists("GroundTruth2D", "image", lists)
 
     @property

@@ -1,7 +1,8 @@
-"""The losses one sample at a time, as the published heads compute them: the meaning of the batched losses, and the benchmark's baseline.
+"""The losses one sample at a time, as the published heads compute them: the meaning of the batched losses, and the
+benchmark's baseline.
 
-In and out as in `streampetr.py` and `focal2d.py`. Every layer, sample and (in the published arm) object is a step of a Python loop that
-reads the device. Two arms give the same numbers:
+In and out as in `streampetr.py` and `focal2d.py`. Every layer, sample and (in the published arm) object is a step of
+a Python loop that reads the device. Two arms give the same numbers:
 
 - `published`: non-finite costs replaced on the host, heatmaps drawn object by object;
 - `reference`: non-finite costs replaced on the device, heatmaps by the batched operator.
@@ -35,7 +36,7 @@ from raggedbev.matching.costs import cxcywh_to_xyxy, normalize_box3d, xyxy_to_cx
 from raggedbev.matching.reference import ARMS
 from raggedbev.profiling.stages import stage
 
-__all__ = ["focal_head_loss_reference", "focal_head_heatmap_reference", "streampetr_loss_reference"]
+__all__ = ["focal_head_heatmap_reference", "focal_head_loss_reference", "streampetr_loss_reference"]
 
 
 def streampetr_loss_reference(
@@ -53,8 +54,9 @@ def streampetr_loss_reference(
         cls_logits: [L, B, Q, C].
         box_preds: [L, B, Q, 10].
         gt: ground truth of the B samples.
-        assigner: has `match(cls_logits [Q, C], box_preds [Q, 10], gt_boxes [G, 9], gt_labels [G], code_weights, with_velo)`, which gives
-            the object of each prediction [Q], -1 for background; for instance `PerSampleMatcher3D`.
+        assigner: has `match(cls_logits [Q, C], box_preds [Q, 10], gt_boxes [G, 9], gt_labels [G], code_weights,
+            with_velo)`, which gives the object of each prediction [Q], -1 for background; for instance
+            `PerSampleMatcher3D`.
         config: weights and settings.
         dn: predictions for denoising queries.
         reduce_mean: mean over ranks, called per layer.
@@ -227,8 +229,8 @@ def focal_head_loss_reference(
         center_preds: [I, T, 2].
         centerness_logits: [I, T, 1].
         gt: ground truth of the I images.
-        assigner: has `match(cls_logits, box_preds, center_preds, gt_boxes, gt_labels, gt_centers, pad_shape)` for one image, which gives
-            the object of each token [T], -1 for background; for instance `PerSampleMatcher2D`.
+        assigner: has `match(cls_logits, box_preds, center_preds, gt_boxes, gt_labels, gt_centers, pad_shape)` for one
+            image, which gives the object of each token [T], -1 for background; for instance `PerSampleMatcher2D`.
         config: weights and settings.
         pad_shape: height and width of the padded image in pixels.
         reduce_mean: mean over ranks.

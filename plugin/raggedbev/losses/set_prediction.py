@@ -1,7 +1,7 @@
 """Set prediction: an assignment of all layers and samples in, targets and matched pairs out, ready for the loss terms.
 
-Batches are [..., B, P] throughout: any leading dimensions (decoder layers), samples, predictions. Ground truth [B, G, ...] is shared by
-the leading dimensions and broadcast, not copied.
+Batches are [..., B, P] throughout: any leading dimensions (decoder layers), samples, predictions. Ground truth [B, G,
+...] is shared by the leading dimensions and broadcast, not copied.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def class_targets(assignment: LinearAssignment, labels: RaggedBatch, num_classes
     return torch.where(gt_of_pred >= 0, found, num_classes)
 
 
-def gather_targets(assignment: LinearAssignment, targets: RaggedBatch) -> Tensor:
-    """Target of each prediction, zero for background: [B, G, D] -> [..., B, P, D]."""
+def gather_targets(assignment: LinearAssignment, targets: Tensor) -> Tensor:
+    """Target of each prediction, zero for background: padded [B, G, D] -> [..., B, P, D]."""
     gt_of_pred, width = assignment.gt_of_pred, targets.shape[-1]
     lead = gt_of_pred.shape[:-1]
-    if targets.max_sample_size == 0:
-        return targets.tensor.new_zeros((*gt_of_pred.shape, width))
+    if targets.shape[-2] == 0:
+        return targets.new_zeros((*gt_of_pred.shape, width))
     index = gt_of_pred.clamp(min=0).unsqueeze(-1).expand(*gt_of_pred.shape, width)
-    found = targets.tensor.expand(*lead, *targets.shape[-2:]).gather(-2, index)
+    found = targets.expand(*lead, *targets.shape[-2:]).gather(-2, index)
     return torch.where((gt_of_pred >= 0).unsqueeze(-1), found, 0.0)
 
 
@@ -101,7 +101,8 @@ def gather_predictions(assignment: LinearAssignment, preds: Tensor) -> tuple[Ten
 def masked_l1_sum(preds: Tensor, targets: Tensor, keep: Tensor, code_weights: Tensor) -> Tensor:
     """Weighted L1 loss of the rows in `keep`, summed per layer.
 
-    Rows that do not count are replaced before the subtraction, on both sides: neither their values nor their gradients, NaN and infinity
+    Rows that do not count are replaced before the subtraction, on both sides: neither their values nor their
+        gradients, NaN and infinity
     included, reach the result.
 
     Args:

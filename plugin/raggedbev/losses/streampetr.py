@@ -1,6 +1,7 @@
 """The loss of StreamPETR's 3D head, for all decoder layers and samples at once.
 
-In: predictions [L, B, Q, ...], ground truth, an assigner with `assign_batch`, optionally what was predicted for denoising queries.
+In: predictions [L, B, Q, ...], ground truth, an assigner with `assign_batch`, optionally what was predicted for
+    denoising queries.
 Out: one scalar tensor per published loss name. Nothing is read from the device (the assigner decides about itself).
 """
 
@@ -113,16 +114,16 @@ def streampetr_loss(
         cls_logits: [L, B, Q, C] logits.
         box_preds: [L, B, Q, 10] coded boxes (see `normalize_box3d`).
         gt: ground truth of the B samples.
-        assigner: has `assign_batch(cls_logits, box_preds, gt_boxes, gt_labels, code_weights, with_velo) -> LinearAssignment`,
-            for instance `HungarianMatcher3D`.
+        assigner: has `assign_batch(cls_logits, box_preds, gt_boxes, gt_labels, code_weights, with_velo) ->
+            LinearAssignment`, for instance `HungarianMatcher3D`.
         config: weights and settings.
-        dn: predictions for denoising queries; where there are none, the `dn_` keys repeat the matching losses without gradient, as
-            published.
+        dn: predictions for denoising queries; where there are none, the `dn_` keys repeat the matching losses without
+            gradient, as published.
         reduce_mean: mean over ranks, called once with all counts; none: one rank.
 
     Returns:
-        Scalar tensors 'loss_cls', 'loss_bbox', 'd{i}.loss_cls', 'd{i}.loss_bbox' for the layers before the last, and the same with 'dn_'.
-        A layer's loss that is NaN becomes 0, an infinite one the largest finite number.
+        Scalar tensors 'loss_cls', 'loss_bbox', 'd{i}.loss_cls', 'd{i}.loss_bbox' for the layers before the last, and
+        the same with 'dn_'. A layer's loss that is NaN becomes 0, an infinite one the largest finite number.
 
     Raises:
         ValueError: shapes do not fit.

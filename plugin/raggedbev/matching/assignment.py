@@ -1,7 +1,7 @@
 """Linear assignment of whole batches: cost matrices [..., G, P] and object counts in, index pairs out.
 
-Every leading dimension (layers, samples, query groups) is just more problems. This module's solver is SciPy's: all problems travel to
-the host in one copy and the pairs travel back in one; the result lives on the device of the costs.
+Every leading dimension (layers, samples, query groups) is just more problems. This module's solver is SciPy's: all
+problems travel to the host in one copy and the pairs travel back in one; the result lives on the device of the costs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class LinearAssignment:
     Attributes:
         pred_of_gt: [..., G] int64, the prediction of each object; -1 on filler and on objects left over.
         gt_of_pred: [..., P] int64, the object of each prediction; -1 for background.
-        status: [...] int8: 0 solved, 1 infeasible (forbidden edges leave objects without a prediction), 2 NaN or -inf in the costs.
+        status: [...] int8: 0 solved, 1 infeasible (forbidden edges leave objects without a prediction), 2 NaN or -inf
+            in the costs.
     """
 
     pred_of_gt: Tensor
@@ -48,18 +49,19 @@ def linear_assignment(
 ) -> LinearAssignment:
     """Match objects to predictions so that each problem's total cost is smallest.
 
-    Every object gets one prediction, and every prediction at most one object; with more objects than predictions, every prediction gets
-    one object. Costs are compared in float64. Ties are resolved as SciPy does, the same on every device.
+    Every object gets one prediction, and every prediction at most one object; with more objects than predictions,
+    every prediction gets one object. Costs are compared in float64. Ties are resolved as SciPy does, the same on
+    every device.
 
     Args:
-        cost: [..., G, P] any floating dtype, rows beyond `num_gt` are filler; or a RaggedBatch that is ragged along one of its last
-            two dimensions, which is then the object dimension. Detached: no gradient flows.
-        num_gt: [...] integer, objects per problem (broadcast to the leading dimensions of `cost`), on its device; none: G, or the
-            sample sizes of a RaggedBatch.
+        cost: [..., G, P] any floating dtype, rows beyond `num_gt` are filler; or a RaggedBatch that is ragged along
+            one of its last two dimensions, which is then the object dimension. Detached: no gradient flows.
+        num_gt: [...] integer, objects per problem (broadcast to the leading dimensions of `cost`), on its device;
+            none: G, or the sample sizes of a RaggedBatch.
         solver: 'scipy', or 'auto' for the best one available.
-        nonfinite: 'report': +inf forbids an edge; objects that cannot be matched get -1 and status 1; a problem with NaN or -inf
-            gets -1 throughout and status 2. 'last_resort': such edges count as worse than every finite assignment, so the problem is
-            always solved; status still reports what was met.
+        nonfinite: 'report': +inf forbids an edge; objects that cannot be matched get -1 and status 1; a problem with
+            NaN or -inf gets -1 throughout and status 2. 'last_resort': such edges count as worse than every finite
+            assignment, so the problem is always solved; status still reports what was met.
         check: raise for a status other than 0.
 
     Returns:
@@ -72,9 +74,9 @@ def linear_assignment(
         raise ValueError(f"solver must be one of {_SOLVERS}, got {solver!r}")
     if nonfinite not in _NONFINITE:
         raise ValueError(f"nonfinite must be one of {_NONFINITE}, got {nonfinite!r}")
-    cost, num_gt = _unwrap(cost, num_gt)
-    if not cost.is_floating_point() or cost.dim() < 2:
+    if not cost.dtype.is_floating_point or cost.dim() < 2:
         raise ValueError(f"cost must be a floating-point tensor [..., G, P], got {tuple(cost.shape)} {cost.dtype}")
+    cost, num_gt = _unwrap(cost, num_gt)
     lead, (num_rows, num_cols) = cost.shape[:-2], cost.shape[-2:]
     matrices, counts = _to_host(cost.detach(), num_gt)
     if counts.size and (counts.min() < 0 or counts.max() > num_rows):
@@ -95,7 +97,9 @@ def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, 
         if num_gt is not None:
             raise ValueError("num_gt comes with the RaggedBatch; it must not be given as well")
         if cost.non_uniform_dim < cost.dim() - 2:
-            raise ValueError(f"the ragged dimension must be one of the last two, got {cost.non_uniform_dim} of {cost.dim()}")
+            raise ValueError(
+                f"the ragged dimension must be one of the last two, got {cost.non_uniform_dim} of {cost.dim()}"
+            )
         by_row = cost.get_non_uniform_dimension_transposed_to(cost.dim() - 2)
         sizes = cost.sample_sizes
         sizes = sizes.reshape(*sizes.shape, *[1] * (cost.dim() - 2 - sizes.dim()))
@@ -162,7 +166,9 @@ def _with_finite_sentinels(matrix: np.ndarray, finite: np.ndarray) -> np.ndarray
 
 def _raise_status(status: np.ndarray) -> None:
     index = int(np.flatnonzero(status)[0])
-    reason = "the forbidden (+inf) edges leave an object without a prediction" if status[index] == INFEASIBLE else (
-        "the costs contain NaN or -inf"
+    reason = (
+        "the forbidden (+inf) edges leave an object without a prediction"
+        if status[index] == INFEASIBLE
+        else ("the costs contain NaN or -inf")
     )
     raise ValueError(f"assignment problem {index} has no solution: {reason}")

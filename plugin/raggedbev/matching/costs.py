@@ -1,8 +1,9 @@
 """Match costs: predictions and padded ground truth in, cost matrices [..., G, P] out.
 
-Ground truth forms the rows, so that a solver reads one object's costs as one contiguous row. Leading dimensions broadcast: ground truth
-[B, G, ...] against the predictions of all decoder layers [L, B, P, ...] gives [L, B, G, P]. Every entry depends on its own object and
-prediction only, so filler never influences valid entries; what stands in filler rows is unspecified.
+Ground truth forms the rows, so that a solver reads one object's costs as one contiguous row. Leading dimensions
+broadcast: ground truth [B, G, ...] against the predictions of all decoder layers [L, B, P, ...] gives [L, B, G, P].
+Every entry depends on its own object and prediction only, so filler never influences valid entries; what stands in
+filler rows is unspecified.
 Match costs carry no gradient: callers compute them under `torch.no_grad()`.
 """
 
@@ -41,7 +42,8 @@ def normalize_box3d(boxes: Tensor) -> Tensor:
         boxes: [..., 9]: centre x, y, z, length, width, height (m), yaw (rad), velocity x, y (m/s).
 
     Returns:
-        [..., 10]: x, y, z, log of the three dimensions, sin yaw, cos yaw, velocity x, y. Non-finite where a dimension is not positive.
+        [..., 10]: x, y, z, log of the three dimensions, sin yaw, cos yaw, velocity x, y. Non-finite where a dimension
+        is not positive.
     """
     center, dims, yaw, velocity = boxes.split([3, 3, 1, 2], dim=-1)
     return torch.cat([center, dims.log(), yaw.sin(), yaw.cos(), velocity], dim=-1)
@@ -75,7 +77,13 @@ def _class_columns(class_cost: Tensor, labels: Tensor) -> Tensor:
 
 
 def focal_loss_cost(
-    cls_logits: Tensor, labels: Tensor, *, weight: float = 1.0, alpha: float = 0.25, gamma: float = 2.0, eps: float = 1e-12
+    cls_logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: float = 1.0,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    eps: float = 1e-12,
 ) -> Tensor:
     """Focal loss of calling a prediction the object's class, less that of calling it background.
 
@@ -194,7 +202,9 @@ def iou_cost(
     union = (areas - overlap).clamp(min=eps)
     result = overlap / union
     if iou_mode == "giou":
-        enclosed = (px1.maximum(gx1) - px0.minimum(gx0)).clamp(min=0) * (py1.maximum(gy1) - py0.minimum(gy0)).clamp(min=0)
+        enclosed = (px1.maximum(gx1) - px0.minimum(gx0)).clamp(min=0) * (py1.maximum(gy1) - py0.minimum(gy0)).clamp(
+            min=0
+        )
         enclosed = enclosed.clamp(min=eps)
         result = result - (enclosed - union) / enclosed
     return result * -weight

@@ -1,7 +1,8 @@
-"""Matchers: predictions of all layers and samples and padded ground truth in, one assignment for each layer and sample out.
+"""Matchers: predictions of all layers and samples and padded ground truth in, one assignment for each layer and
+sample out.
 
-The settings of a matcher are those of StreamPETR's two Hungarian assigners. Costs of the terms are added up, non-finite sums replaced
-as published, and all problems solved in one call.
+The settings of a matcher are those of StreamPETR's two Hungarian assigners. Costs of the terms are added up,
+non-finite sums replaced as published, and all problems solved in one call.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ class HungarianMatcher3D:
         code_weights: Sequence[float] | Tensor | None = None,
         with_velo: bool = False,
     ) -> LinearAssignment:
-        """Assignment for [..., B, P, C] and [..., B, P, 10] against ground truth [B, G, 9] and [B, G]: every leading index and sample."""
+        """Assignment for [..., B, P, C] and [..., B, P, 10] against ground truth [B, G, 9] and [B, G]: every leading
+        index and sample."""
         with stage("cost"):
             cost = self.cost(cls_logits, box_preds, gt_boxes.tensor, gt_labels.tensor, code_weights, with_velo)
         with stage("matching"):
@@ -180,7 +182,8 @@ class HungarianMatcher2D:
         gt_centers: RaggedBatch,
         pad_shape: tuple[int, int],
     ) -> LinearAssignment:
-        """Assignment for every image: predictions [..., I, P, .] against ground truth [I, G, .]; arguments as in `cost`."""
+        """Assignment for every image: predictions [..., I, P, .] against ground truth [I, G, .]; arguments as in
+        `cost`."""
         ground_truth = (gt_boxes.tensor, gt_labels.tensor, gt_centers.tensor)
         with stage("cost"):
             cost = self.cost(cls_logits, box_preds, center_preds, *ground_truth, pad_shape)

@@ -1,6 +1,8 @@
-"""Matching one sample at a time, as the published assigners do it: the meaning of the batched matchers, and the benchmark's baseline.
+"""Matching one sample at a time, as the published assigners do it: the meaning of the batched matchers, and the
+benchmark's baseline.
 
-In: predictions of one decoder layer and sample (or image) and its objects. Out: the object of each prediction. Costs are built as
+In: predictions of one decoder layer and sample (or image) and its objects. Out: the object of each prediction. Costs
+    are built as
 [P, G], every call reads the device several times.
 """
 
@@ -44,13 +46,17 @@ def _class_cost(cost: ClassCost, logits: Tensor, labels: Tensor) -> Tensor:
 def _overlaps(preds: Tensor, targets: Tensor, mode: str, eps: float = 1e-6) -> Tensor:
     """IoU or GIoU of [P, 4] and [G, 4] corners in pixels: [P, G]."""
     preds, targets = preds[:, None], targets[None]
-    sides = (torch.minimum(preds[..., 2:], targets[..., 2:]) - torch.maximum(preds[..., :2], targets[..., :2])).clamp(min=0)
+    sides = (torch.minimum(preds[..., 2:], targets[..., 2:]) - torch.maximum(preds[..., :2], targets[..., :2])).clamp(
+        min=0
+    )
     overlap = sides[..., 0] * sides[..., 1]
     areas = [(box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1]) for box in (preds, targets)]
     union = (areas[0] + areas[1] - overlap).clamp(min=eps)
     if mode == "iou":
         return overlap / union
-    sides = (torch.maximum(preds[..., 2:], targets[..., 2:]) - torch.minimum(preds[..., :2], targets[..., :2])).clamp(min=0)
+    sides = (torch.maximum(preds[..., 2:], targets[..., 2:]) - torch.minimum(preds[..., :2], targets[..., :2])).clamp(
+        min=0
+    )
     enclosed = (sides[..., 0] * sides[..., 1]).clamp(min=eps)
     return overlap / union - (enclosed - union) / enclosed
 
@@ -134,7 +140,8 @@ class PerSampleMatcher2D:
         gt_centers: Tensor,
         pad_shape: tuple[int, int],
     ) -> Tensor:
-        """[P, C], [P, 4], [P, 2] against [G, 4], [G], [G, 2]: object of each prediction [P] int64, -1 for background."""
+        """[P, C], [P, 4], [P, 2] against [G, 4], [G], [G, 2]: object of each prediction [P] int64, -1 for
+        background."""
         if len(gt_boxes) == 0 or len(box_preds) == 0:
             return torch.full((len(box_preds),), -1, dtype=torch.long, device=box_preds.device)
         with stage("cost"):

@@ -1,7 +1,9 @@
-"""Adapters for mmdetection3d. Importing this package registers the batched swap-ins: `Batched*` names only, so nothing of a user's clashes.
+"""Adapters for mmdetection3d. Importing this package registers the batched swap-ins: `Batched*` names only, so
+nothing of a user's clashes.
 
-The batched StreamPETR heads are built on the model port, `raggedbev.mm.streampetr`. They are registered as functions that import the port
-when a config first asks for one; once the port is imported, the classes themselves are registered.
+The batched StreamPETR heads are built on the model port, `raggedbev.mm.streampetr`. They are registered as functions
+that import the port when a config first asks for one; once the port is imported, the classes themselves are
+registered.
 """
 
 from __future__ import annotations

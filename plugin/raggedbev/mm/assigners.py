@@ -1,7 +1,8 @@
 """Hungarian assigners: mm-style configs around the matchers of `raggedbev.matching`.
 
-`assign` takes one sample and returns mmdet's `AssignResult`; the batched assigners also have `assign_batch`, which takes all layers and
-samples (or images) and returns a `LinearAssignment`. Boxes are coded as StreamPETR codes them, see `raggedbev.matching.costs.normalize_box3d`.
+`assign` takes one sample and returns mmdet's `AssignResult`; the batched assigners also have `assign_batch`, which
+takes all layers and samples (or images) and returns a `LinearAssignment`. Boxes are coded as StreamPETR codes them,
+see `raggedbev.matching.costs.normalize_box3d`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmdet3d.registry import TASK_UTILS
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
+from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 
 from raggedbev.matching import LinearAssignment, linear_assignment
@@ -195,8 +196,8 @@ class BatchedHungarianAssigner3D(_Assigner3D):
         cls_cost: 'FocalLossCost' (weight, alpha, gamma, eps) or 'ClassificationCost' (weight).
         reg_cost: 'BBox3DL1Cost' (weight).
         iou_cost: accepted with weight 0 only.
-        pc_range: six numbers (m). Boxes are matched in metres, so the values have no influence; accepted because configs of this family of
-            detectors give it.
+        pc_range: six numbers (m). Boxes are matched in metres, so the values have no influence; accepted because
+            configs of this family of detectors give it.
         solver: see `raggedbev.matching.linear_assignment`.
     """
 

@@ -30,14 +30,17 @@ _CLASS_COSTS = {
 _FIXED = {"use_sigmoid": True, "reduction": "mean", "binary_input": False}
 
 
-def read_config(name: str, config: Mapping[str, Any], types: Mapping[str, Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
+def read_config(
+    name: str, config: Mapping[str, Any], types: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, dict[str, Any]]:
     """Type and parameters of a config dict.
 
     Args:
         name: the key that holds the dict, for messages.
         config: dict with 'type' (a scope such as 'mmdet.' in front is ignored) and parameters.
-        types: known types with their parameters' defaults. Parameters that mmdet has, but that have one possible value here
-            ('use_sigmoid': True, 'reduction': 'mean', 'binary_input': False), may be given with that value.
+        types: known types with their parameters' defaults. Parameters that mmdet has, but that have one possible
+            value here ('use_sigmoid': True, 'reduction': 'mean', 'binary_input': False), may be given with that
+            value.
 
     Returns:
         The type without scope, and all of its parameters.

@@ -1,6 +1,7 @@
 """The ragged batch: samples of different size along one dimension in one padded tensor.
 
-In: a padded tensor with the number of valid entries per sample (or a mask). Out: `RaggedBatch`, on which ordinary batched torch
+In: a padded tensor with the number of valid entries per sample (or a mask). Out: `RaggedBatch`, on which ordinary
+    batched torch
 code runs, with the raggedness travelling along.
 
     samples      [[a, b], [], [c]]
@@ -54,19 +55,19 @@ class _Layout:
     @property
     def sample_sizes(self) -> Tensor:
         if self._sample_sizes is None:
-            self._sample_sizes = self._mask.sum(-1)
+            self._sample_sizes = self.mask.sum(-1)
         return self._sample_sizes
 
     @property
     def mask(self) -> Tensor:
         if self._mask is None:
-            steps = torch.arange(self.max_sample_size, device=self._sample_sizes.device)
-            self._mask = steps < self._sample_sizes.unsqueeze(-1)
+            steps = torch.arange(self.max_sample_size, device=self.sample_sizes.device)
+            self._mask = steps < self.sample_sizes.unsqueeze(-1)
         return self._mask
 
     @property
     def batch_shape(self) -> torch.Size:
-        return self._mask.shape[:-1] if self._sample_sizes is None else self._sample_sizes.shape
+        return self.mask.shape[:-1] if self._sample_sizes is None else self._sample_sizes.shape
 
     def map(self, on_batch: Callable[[Tensor, int], Tensor]) -> _Layout:
         """New layout from `on_batch(tensor, num_trailing_dims)`, applied to what is known of sizes and mask."""
@@ -76,15 +77,18 @@ class _Layout:
 
 
 def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, dim: int | None) -> tuple[_Layout, int]:
-    if mask is None and sizes is None:
-        raise ValueError("RaggedBatch needs mask or sample_sizes; use RaggedBatch.from_full_tensor when all entries are valid")
     if sizes is not None:
         if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
             raise ValueError(f"sample_sizes must be an integer tensor, got {sizes.dtype}")
         sizes = sizes.long()
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be a bool tensor, got {mask.dtype}")
-    batch_shape = sizes.shape if sizes is not None else mask.shape[:-1]
+    if sizes is not None:
+        batch_shape = sizes.shape
+    elif mask is not None:
+        batch_shape = mask.shape[:-1]
+    else:
+        raise ValueError("RaggedBatch needs mask or sample_sizes; from_full_tensor is for batches without filler")
     num_batch_dims = len(batch_shape)
     dim = num_batch_dims if dim is None else dim
     if num_batch_dims < 1:
@@ -127,8 +131,8 @@ class RaggedBatch:
         non_uniform_dim: the ragged dimension; the first one after the batch dimensions by default.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit. Values are checked where that costs no device synchronisation (on the
-            CPU), and everywhere when the environment has `RAGGEDBEV_DEBUG=1`.
+        ValueError: shapes, dtypes or devices do not fit. Values are checked where that costs no device
+            synchronisation (on the CPU), and everywhere when the environment has `RAGGEDBEV_DEBUG=1`.
     """
 
     def __init__(
@@ -147,10 +151,12 @@ class RaggedBatch:
         batch._tensor, batch._layout, batch._non_uniform_dim = tensor, layout, non_uniform_dim
         return batch
 
-    # -- constructors ---------------------------------------------------------------------------------------------------
+    # -- constructors ------------------------------------------------------------------------------
 
     @classmethod
-    def from_full_tensor(cls, tensor: Tensor, non_uniform_dim: int = 1, num_batch_dims: int | None = None) -> RaggedBatch:
+    def from_full_tensor(
+        cls, tensor: Tensor, non_uniform_dim: int = 1, num_batch_dims: int | None = None
+    ) -> RaggedBatch:
         """All entries of `tensor` are valid. `num_batch_dims` defaults to `non_uniform_dim`."""
         num_batch_dims = non_uniform_dim if num_batch_dims is None else num_batch_dims
         length = tensor.shape[non_uniform_dim]
@@ -167,7 +173,8 @@ class RaggedBatch:
     ) -> RaggedBatch:
         """From a tensor that is padded wider than needed; it is cropped to `max_sample_size`.
 
-        Without `max_sample_size` the largest sample size is read from the device: one synchronisation on an accelerator.
+        Without `max_sample_size` the largest sample size is read from the device: one synchronisation on an
+        accelerator.
         """
         dim = sample_sizes.dim() if non_uniform_dim is None else non_uniform_dim
         if max_sample_size is None:
@@ -191,14 +198,16 @@ class RaggedBatch:
         """Other data with the same raggedness; mask and sample sizes are shared, not copied."""
         dim = self.num_batch_dims if non_uniform_dim is None else non_uniform_dim
         if tensor.shape[: self.num_batch_dims] != self.batch_shape:
-            raise ValueError(f"tensor must start with the batch shape {tuple(self.batch_shape)}, got {tuple(tensor.shape)}")
+            raise ValueError(
+                f"tensor must start with the batch shape {tuple(self.batch_shape)}, got {tuple(tensor.shape)}"
+            )
         if not self.num_batch_dims <= dim < tensor.dim():
             raise ValueError(f"non_uniform_dim must lie in [{self.num_batch_dims}, {tensor.dim()}), got {dim}")
         if tensor.shape[dim] != self.max_sample_size:
             raise ValueError(f"dimension {dim} must have {self.max_sample_size} entries, got {tuple(tensor.shape)}")
         return self._make(tensor, self._layout, dim)
 
-    # -- accessors ------------------------------------------------------------------------------------------------------
+    # -- accessors ---------------------------------------------------------------------------------
 
     @property
     def tensor(self) -> Tensor:
@@ -290,7 +299,8 @@ class RaggedBatch:
         return iter(self._tensor)
 
     def __repr__(self) -> str:
-        return f"RaggedBatch(non_uniform_dim={self._non_uniform_dim}, sample_sizes={self.sample_sizes}, tensor={self._tensor})"
+        layout = f"non_uniform_dim={self._non_uniform_dim}, sample_sizes={self.sample_sizes}"
+        return f"RaggedBatch({layout}, tensor={self._tensor})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"tensor": self._tensor, "sample_sizes": self.sample_sizes, "non_uniform_dim": self._non_uniform_dim}
@@ -299,7 +309,7 @@ class RaggedBatch:
         self._tensor, self._non_uniform_dim = state["tensor"], state["non_uniform_dim"]
         self._layout = _Layout(state["sample_sizes"], None, self._tensor.shape[self._non_uniform_dim])
 
-    # -- data -----------------------------------------------------------------------------------------------------------
+    # -- data --------------------------------------------------------------------------------------
 
     def _with(self, tensor: Tensor) -> RaggedBatch:
         return self._make(tensor, self._layout, self._non_uniform_dim)
@@ -348,8 +358,8 @@ class RaggedBatch:
     def apply(self, fn: Callable[..., Tensor | tuple[Tensor, ...]]) -> RaggedBatch | tuple[RaggedBatch, ...]:
         """New batch from `fn(tensor)`, `fn(tensor, mask)` or `fn(tensor, mask, sample_sizes)`, by what `fn` takes.
 
-        Only parameters without a default count. The results keep batch dimensions and ragged dimension; a tuple of results gives
-        a tuple of batches.
+        Only parameters without a default count. The results keep batch dimensions and ragged dimension; a tuple of
+        results gives a tuple of batches.
         """
         arguments = (self._tensor, self.mask, self.sample_sizes)[: _num_required_parameters(fn)]
         result = fn(*arguments)
@@ -358,10 +368,11 @@ class RaggedBatch:
             return tuple(self.create_with_sample_sizes_like_self(r, dim) for r in result)
         return self.create_with_sample_sizes_like_self(result, dim)
 
-    # -- batch and data dimensions --------------------------------------------------------------------------------------
+    # -- batch and data dimensions -----------------------------------------------------------------
 
     def _map_batch(self, on_batch: Callable[[Tensor, int], Tensor]) -> RaggedBatch:
-        """Apply `on_batch(tensor, num_trailing_dims)`, a change of the batch dimensions only, to data, sizes and mask."""
+        """Apply `on_batch(tensor, num_trailing_dims)`, a change of the batch dimensions only, to data, sizes and
+        mask."""
         before = self.num_batch_dims
         layout = self._layout.map(on_batch)
         tensor = on_batch(self._tensor, self.dim() - before)
@@ -435,7 +446,7 @@ class RaggedBatch:
         shifted = self._non_uniform_dim + (wrapped <= self._non_uniform_dim)
         return self._make(self._tensor.unsqueeze(wrapped), self._layout, shifted)
 
-    # -- conversions ----------------------------------------------------------------------------------------------------
+    # -- conversions -------------------------------------------------------------------------------
 
     def to(self, *args: Any, **kwargs: Any) -> RaggedBatch:
         """As `Tensor.to`: a device moves data, sizes and mask, a dtype changes the data only."""
@@ -488,7 +499,9 @@ class RaggedBatch:
 
     def pin_memory(self) -> RaggedBatch:
         """Data, sizes and mask in page-locked memory."""
-        return self._make(self._tensor.pin_memory(), self._layout.map(lambda t, _: t.pin_memory()), self._non_uniform_dim)
+        return self._make(
+            self._tensor.pin_memory(), self._layout.map(lambda t, _: t.pin_memory()), self._non_uniform_dim
+        )
 
 
 def _num_required_parameters(fn: Callable) -> int:

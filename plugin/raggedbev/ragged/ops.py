@@ -1,13 +1,15 @@
 """Index helpers: padded data with index lists or masks in, gathered, scattered or compacted data out.
 
-Data are tensors [*batch, N, ...] or ragged batches, indices [*batch, K] int32 or int64 (tensor or ragged batch). An index that lies outside
-the data (for ragged data: outside its sample) is treated as filler: such an entry is not read and not written. With
-`RAGGEDBEV_DEBUG=1` it raises an IndexError instead. Nothing but the functions that say so reads the device.
+Data are tensors [*batch, N, ...] or ragged batches, indices [*batch, K] int32 or int64 (tensor or ragged batch). An
+index that lies outside the data (for ragged data: outside its sample) is treated as filler: such an entry is not read
+and not written. With `RAGGEDBEV_DEBUG=1` it raises an IndexError instead. Nothing but the functions that say so reads
+the device.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,7 +34,8 @@ __all__ = [
 Data = Tensor | RaggedBatch
 
 
-class _Indices(NamedTuple):
+@dataclass(frozen=True)
+class _Indices:
     """index: [*batch, K] int64, 0 where not valid; valid: [*batch, K] bool; ragged: the batch that they came in."""
 
     index: Tensor
@@ -61,7 +64,8 @@ def _raise_outside(index: Tensor, outside: Tensor, name: str) -> None:
     if outside.any():
         *sample, entry = outside.nonzero()[0].tolist()
         value = int(index[(*sample, entry)])
-        raise IndexError(f"{name} of sample {sample[0] if len(sample) == 1 else tuple(sample)}, entry {entry}: {value} is out of range")
+        where = sample[0] if len(sample) == 1 else tuple(sample)
+        raise IndexError(f"{name} of sample {where}, entry {entry}: {value} is out of range")
 
 
 def _as_tensor(data: Data) -> Tensor:
@@ -80,7 +84,8 @@ def _check_batch(data: Data, indices: Data, name: str) -> int:
     num = indices.dim() - 1
     if data.dim() <= num or data.shape[:num] != indices.shape[:-1]:
         raise ValueError(
-            f"{name} must start with the batch shape {tuple(indices.shape[:-1])} of the indices, got {tuple(data.shape)}"
+            f"{name} must start with the batch shape {tuple(indices.shape[:-1])} of the indices, "
+            f"got {tuple(data.shape)}"
         )
     return num
 
@@ -88,7 +93,8 @@ def _check_batch(data: Data, indices: Data, name: str) -> int:
 def _take(data: Tensor, index: Tensor) -> Tensor:
     """data [*batch, N, *rest] at valid indices [*batch, K]: [*batch, K, *rest].
 
-    The gradient adds up duplicates in a fixed order: `gather` does on the CPU, advanced indexing on CUDA. Half precision is added up in
+    The gradient adds up duplicates in a fixed order: `gather` does on the CPU, advanced indexing on CUDA. Half
+        precision is added up in
     float32.
     """
     num, rest = index.dim() - 1, data.shape[index.dim() :]
@@ -116,16 +122,16 @@ def _last_entry_of_target(indices: _Indices, num_targets: int) -> Tensor:
     return last.scatter_reduce(-1, slots, entries, reduce="amax")[..., :num_targets]
 
 
-def batched_indexing_access(
-    data: Data, indices: Data, filler: float = 0, dim_to_index_in: int | None = None
-) -> Data:
+def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to_index_in: int | None = None) -> Data:
     """out[i, j] = data[i, indices[i, j]].
 
     Args:
         data: [*batch, N, ...] tensor or ragged batch; entries outside a sample are never read.
-        indices: [*batch, K]; filler entries and indices outside the data give `filler`. Duplicates add up in the gradient.
+        indices: [*batch, K]; filler entries and indices outside the data give `filler`. Duplicates add up in the
+            gradient.
         filler: value of such entries.
-        dim_to_index_in: dimension of `data` that is indexed; by default the ragged one, or the first after the batch dimensions.
+        dim_to_index_in: dimension of `data` that is indexed; by default the ragged one, or the first after the batch
+            dimensions.
 
     Returns:
         `data` with K entries instead of N along the dimension; a ragged batch (ragged there) if the indices are one.
@@ -166,10 +172,12 @@ def batched_inverse_indexing_access(data: Data, indices: Data, num_targets: int,
 def _written_entries(data: Data, indices: Data, num: int, limit: Tensor | int, name: str = "indices") -> _Indices:
     """Indices whose entry is neither filler of the indices nor of the data."""
     if data.shape[num] != indices.shape[-1]:
-        raise ValueError(f"data and {name} must have the same number of entries, got {data.shape[num]} and {indices.shape[-1]}")
+        raise ValueError(
+            f"data and {name} must have the same number of entries, got {data.shape[num]} and {indices.shape[-1]}"
+        )
     read = _read_indices(indices, limit, name)
     if isinstance(data, RaggedBatch) and data.non_uniform_dim == num:
-        return read._replace(valid=read.valid & data.mask)
+        return replace(read, valid=read.valid & data.mask)
     return read
 
 
@@ -223,7 +231,7 @@ def batched_index_mapping(source: Data, source_indices: Data, target_indices: Da
         )
     read_from = _read_indices(source_indices, _sizes(source, num), "source_indices")
     write_to = _read_indices(target_indices, _sizes(target, num), "target_indices")
-    last = _last_entry_of_target(write_to._replace(valid=write_to.valid & read_from.valid), target.shape[num])
+    last = _last_entry_of_target(replace(write_to, valid=write_to.valid & read_from.valid), target.shape[num])
     entry = _take(read_from.index, last.clamp(min=0))
     return _write(_as_tensor(source), torch.where(last >= 0, entry, -1), target)
 
@@ -238,7 +246,8 @@ def get_indices_from_mask(mask: Tensor, max_num: int | None = None) -> RaggedBat
 
     Args:
         mask: [*batch, N] bool.
-        max_num: room for that many positions (further ones are dropped); none: the largest count, which is read from the device.
+        max_num: room for that many positions (further ones are dropped); none: the largest count, which is read from
+            the device.
 
     Returns:
         [*batch, max_num] int64, filler 0.
@@ -269,11 +278,13 @@ def batched_bool_indexing(data: Data, mask: Tensor, max_num: int | None = None) 
     """
     if isinstance(data, RaggedBatch):
         mask = mask & data.mask
-    return batched_indexing_access(_as_tensor(data), get_indices_from_mask(mask, max_num))
+    indices = get_indices_from_mask(mask, max_num)
+    return indices.create_with_sample_sizes_like_self(_take(_as_tensor(data), indices.tensor)).with_padded_set_to(0)
 
 
 def batched_bool_indexing_write(to_write: RaggedBatch, mask: Tensor, into: Data) -> Data:
-    """A copy of `into` whose entries where `mask` is True are those of `to_write`, in order: the inverse of `batched_bool_indexing`.
+    """A copy of `into` whose entries where `mask` is True are those of `to_write`, in order: the inverse of
+    `batched_bool_indexing`.
 
     Args:
         to_write: [*batch, K, ...]; entries beyond the True ones are not written.
@@ -299,7 +310,9 @@ def apply_mask_to_tensor(data: Tensor, mask: Tensor, value: float = 0) -> Tensor
 
 def squeeze_except_batch_and_sample(data: RaggedBatch) -> RaggedBatch:
     """Remove data dimensions of size one; batch dimensions and the ragged dimension stay."""
-    keep = [d for d in range(data.dim()) if d <= data.num_batch_dims - 1 or d == data.non_uniform_dim or data.shape[d] != 1]
+    keep = [
+        d for d in range(data.dim()) if d <= data.num_batch_dims - 1 or d == data.non_uniform_dim or data.shape[d] != 1
+    ]
     squeezed = data.tensor.reshape([data.shape[d] for d in keep])
     return data.create_with_sample_sizes_like_self(squeezed, keep.index(data.non_uniform_dim))
 
@@ -309,6 +322,6 @@ def get_compact_lists(*batches: RaggedBatch) -> tuple[list, ...]:
     return tuple(batch.split() for batch in batches)
 
 
-def get_compact_from_named_tuple(batches: tuple) -> tuple:
+def get_compact_from_named_tuple(batches: Any) -> Any:
     """A named tuple of ragged batches as the same named tuple of lists; other fields stay as they are."""
     return batches._make(field.split() if isinstance(field, RaggedBatch) else field for field in batches)

@@ -1,4 +1,5 @@
-"""Packing: (nested) lists of per-sample tensors in, one `RaggedBatch` out, with one host-to-device copy for the whole batch."""
+"""Packing: (nested) lists of per-sample tensors in, one `RaggedBatch` out, with one host-to-device copy for the whole
+batch."""
 
 from __future__ import annotations
 
@@ -23,12 +24,14 @@ def combine_data(
 
     Args:
         data_list: (nested) list of tensors [n_i, ...] with the same dtype, device and trailing shape; n_i may be zero.
-        other_with_same_sample_sizes: a batch of samples with the same sizes; its sizes and mask are shared instead of made anew.
+        other_with_same_sample_sizes: a batch of samples with the same sizes; its sizes and mask are shared instead of
+            made anew.
         device: where the batch goes; default: where the samples are (or where `other_with_same_sample_sizes` is).
         flatten_batch_dims: nested lists give one batch dimension (True) or one per nesting level.
 
     Returns:
-        Batch [B, max n_i, ...] (or [B0, B1, .., max n_i, ...]); the filler is zero. A list without samples gives float32.
+        Batch [B, max n_i, ...] (or [B0, B1, .., max n_i, ...]); the filler is zero. A list without samples gives
+        float32.
 
     Raises:
         ValueError: dtypes, devices, trailing shapes or nesting differ, or the sizes are not those of the other batch.
@@ -47,8 +50,8 @@ def combine_data(
     length = max(sizes)
     if other is not None and (tuple(other.batch_shape) != tuple(batch_shape) or other.max_sample_size < length):
         raise ValueError(
-            f"other_with_same_sample_sizes has batch shape {tuple(other.batch_shape)} and up to {other.max_sample_size} "
-            f"entries, got samples {tuple(batch_shape)} with up to {length}"
+            f"other_with_same_sample_sizes has batch shape {tuple(other.batch_shape)} and up to "
+            f"{other.max_sample_size} entries, got samples {tuple(batch_shape)} with up to {length}"
         )
     padded = _to_device(pad_sequence(list(samples), batch_first=True), target)
     if other is None:

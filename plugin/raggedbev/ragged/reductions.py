@@ -25,7 +25,8 @@ def sum_over_targets(batch: RaggedBatch) -> Tensor:
         batch: ragged along any dimension, for instance [B, G, ...].
 
     Returns:
-        The shape of `batch` without its ragged dimension, in its dtype (int64 for bool and integers); 0 for an empty sample.
+        The shape of `batch` without its ragged dimension, in its dtype (int64 for bool and integers); 0 for an empty
+        sample.
     """
     total = _wide_sum(batch)
     return total.to(batch.dtype) if batch.dtype in _WIDER else total
@@ -36,7 +37,8 @@ def average_over_targets(batch: RaggedBatch, nans_to_zero: bool = True) -> Tenso
 
     Args:
         batch: floating-point data, ragged along any dimension.
-        nans_to_zero: whether an empty sample averages to 0 (otherwise to NaN). A NaN among the valid entries stays NaN either way.
+        nans_to_zero: whether an empty sample averages to 0 (otherwise to NaN). A NaN among the valid entries stays
+            NaN either way.
 
     Returns:
         The shape of `batch` without its ragged dimension, in its dtype.

@@ -1,4 +1,5 @@
-"""Heads with their losses. Importing this package registers the per-sample names beside the batched ones; `raggedbev.mm.streampetr` does."""
+"""Heads with their losses. Importing this package registers the per-sample names beside the batched ones;
+`raggedbev.mm.streampetr` does."""
 
 from mmdet3d.registry import TASK_UTILS
 

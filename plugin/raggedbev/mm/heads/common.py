@@ -1,4 +1,5 @@
-"""What the loss adapters of all heads share: building the assigner, counting non-finite predictions, averaging over ranks."""
+"""What the loss adapters of all heads share: building the assigner, counting non-finite predictions, averaging over
+ranks."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def build_assigner(head: str, train_cfg: Mapping[str, Any] | None, batched: bool
 def require_assigner(head: Any) -> Any:
     """The head's assigner; a ValueError where it was built without one."""
     if head.assigner is None:
-        raise ValueError(f"{type(head).__name__} was built without train_cfg, which names the assigner that its loss needs")
+        raise ValueError(
+            f"{type(head).__name__} was built without train_cfg, which names the assigner that its loss needs"
+        )
     return head.assigner
 
 
@@ -64,8 +67,8 @@ class NonfiniteCounter:
     """Counts NaN and infinite predictions on the device, for a hook to read when it logs.
 
     Attributes:
-        nonfinite_predictions: [L] int64 per layer since the start, on the device of the predictions; None before the first loss. Not part
-            of the state dict.
+        nonfinite_predictions: [L] int64 per layer since the start, on the device of the predictions; None before the
+            first loss. Not part of the state dict.
     """
 
     nonfinite_predictions: Tensor | None = None

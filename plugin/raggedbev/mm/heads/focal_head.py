@@ -1,4 +1,5 @@
-"""The 2D heads with their losses: per image as published, and batched. Adapters only; the losses live in `raggedbev.losses`."""
+"""The 2D heads with their losses: per image as published, and batched. Adapters only; the losses live in
+`raggedbev.losses`."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ class _FocalLoss(NonfiniteCounter, FocalHeadBase):
         """Losses of what `forward` gave for the objects of all images, under their published names.
 
         Args:
-            outs: 'enc_cls_scores' [I, T, C] logits, 'enc_bbox_preds' [I, T, 4], 'pred_centers2d' [I, T, 2], 'centerness' [I, T, 1] logits.
+            outs: 'enc_cls_scores' [I, T, C] logits, 'enc_bbox_preds' [I, T, 4], 'pred_centers2d' [I, T, 2],
+                'centerness' [I, T, 1] logits.
             gt2d: ground truth of the I images on the device of the predictions.
             pad_shape: height and width of the padded images in pixels.
 
@@ -86,7 +88,8 @@ class BatchedFocalHead(_FocalLoss):
 
 @MODELS.register_module()
 class PerSampleFocalHead(_FocalLoss):
-    """StreamPETR's 2D head with per-image loops as published, heatmaps object by object; any assigner with the published `assign`.
+    """StreamPETR's 2D head with per-image loops as published, heatmaps object by object; any assigner with the
+    published `assign`.
 
     Arguments as in `FocalHeadBase`.
     """
@@ -118,5 +121,8 @@ class _ImageMatcher:
     ) -> Tensor:
         """Object of each token [T] int64, -1 for background."""
         return (
-            self.assigner.assign(box_preds, cls_logits, center_preds, gt_boxes, gt_labels, gt_centers, pad_shape).gt_inds - 1
+            self.assigner.assign(
+                box_preds, cls_logits, center_preds, gt_boxes, gt_labels, gt_centers, pad_shape
+            ).gt_inds
+            - 1
         )

@@ -1,4 +1,5 @@
-"""The 3D heads with their losses: per sample as published, and batched. Adapters only; the losses live in `raggedbev.losses`."""
+"""The 3D heads with their losses: per sample as published, and batched. Adapters only; the losses live in
+`raggedbev.losses`."""
 
 from __future__ import annotations
 
@@ -28,9 +29,7 @@ class _StreamPETRLoss(NonfiniteCounter, StreamPETRHeadBase):
 
     batched: bool
 
-    def _build_loss(
-        self, loss_cls: Mapping | None, loss_bbox: Mapping | None, train_cfg: Mapping | None
-    ) -> None:
+    def _build_loss(self, loss_cls: Mapping | None, loss_bbox: Mapping | None, train_cfg: Mapping | None) -> None:
         self._cls = convert.focal_loss(loss_cls)
         self._bbox_weight = convert.l1_or_giou_weight("loss_bbox", loss_bbox, "L1Loss", published=0.25)
         self.assigner = build_assigner(type(self).__name__, train_cfg, self.batched, "BatchedHungarianAssigner3D")
@@ -52,7 +51,8 @@ class _StreamPETRLoss(NonfiniteCounter, StreamPETRHeadBase):
         """Losses of what `forward` gave for the objects `gt`, under their published names.
 
         Args:
-            outs: 'all_cls_scores' [L, B, Q, C] logits, 'all_bbox_preds' [L, B, Q, 10] coded boxes, 'dn' DenoisingOutput or None.
+            outs: 'all_cls_scores' [L, B, Q, C] logits, 'all_bbox_preds' [L, B, Q, 10] coded boxes, 'dn'
+                DenoisingOutput or None.
             gt: ground truth on the device of the predictions.
 
         Raises:

@@ -1,0 +1,154 @@
+"""Linear assignment: optimal pairs, rectangular and degenerate problems, non-finite costs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from raggedbev.matching import linear_assignment
+from raggedbev.ragged import RaggedBatch
+
+INF, NAN = float("inf"), float("nan")
+
+
+def random_costs(*shape, dtype=torch.float64, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 4 - 2
+
+
+def check_consistent(result, num_gt, num_preds):
+    """Both index lists name the same pairs, one to one, and as many as possible."""
+    for pred_of_gt, gt_of_pred, n in zip(
+        result.pred_of_gt.flatten(0, -2).tolist(),
+        result.gt_of_pred.flatten(0, -2).tolist(),
+        num_gt.flatten().tolist(),
+        strict=True,
+    ):
+        pairs = {(g, p) for g, p in enumerate(pred_of_gt) if p >= 0}
+        assert pairs == {(g, p) for p, g in enumerate(gt_of_pred) if g >= 0}
+        assert len(pairs) == min(n, num_preds) and all(g < n for g, _ in pairs)
+
+
+@pytest.mark.parametrize("num_rows, num_preds", [(0, 5), (4, 0), (1, 1), (3, 3), (4, 9), (6, 2), (5, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_total_cost_is_smallest(num_rows, num_preds, dtype, device):
+    cost = random_costs(3, 2, num_rows, num_preds, dtype=dtype).to(device)
+    num_gt = torch.tensor(
+        [[0, num_rows], [max(num_rows - 1, 0), 1 if num_rows else 0], [num_rows, num_rows]], device=device
+    )
+    result = linear_assignment(cost, num_gt)
+    assert result.pred_of_gt.device == cost.device and result.pred_of_gt.dtype == torch.int64
+    assert result.status.dtype == torch.int8 and (result.status == 0).all() and result.status.shape == (3, 2)
+    assert result.gt_of_pred.shape == (3, 2, num_preds)
+    check_consistent(result, num_gt, num_preds)
+    for i, j in itertools.product(range(3), range(2)):
+        matrix = cost[i, j, : num_gt[i, j]].double().cpu().numpy()
+        rows, cols = linear_sum_assignment(matrix)
+        found = result.pred_of_gt[i, j].tolist()
+        total = sum(matrix[g, p] for g, p in enumerate(found) if p >= 0)
+        assert total == pytest.approx(matrix[rows, cols].sum(), abs=1e-12)
+
+
+def test_brute_force():
+    cost = random_costs(20, 4, 5, seed=3)
+    result = linear_assignment(cost)
+    for matrix, found in zip(cost, result.pred_of_gt, strict=True):
+        best = min(sum(matrix[g, p] for g, p in enumerate(pick)) for pick in itertools.permutations(range(5), 4))
+        torch.testing.assert_close(matrix[torch.arange(4), found].sum(), best)
+
+
+def test_filler_is_never_read():
+    cost = random_costs(2, 4, 6)
+    clean = linear_assignment(cost[:, :2])
+    cost[:, 2:] = NAN
+    result = linear_assignment(cost, torch.tensor([2, 2], dtype=torch.int32))
+    assert torch.equal(result.pred_of_gt[:, :2], clean.pred_of_gt) and (result.pred_of_gt[:, 2:] == -1).all()
+    assert (result.status == 0).all()
+
+
+def test_shapes_and_layouts():
+    cost = random_costs(3, 6, 4)
+    one = linear_assignment(cost[0])
+    assert one.pred_of_gt.shape == (6,) and one.status.shape == ()
+    transposed = linear_assignment(cost.transpose(1, 2))
+    assert torch.equal(transposed.pred_of_gt, linear_assignment(cost.transpose(1, 2).contiguous()).pred_of_gt)
+    assert linear_assignment(torch.zeros(0, 3, 4)).pred_of_gt.shape == (0, 3)
+    expanded = linear_assignment(cost, torch.tensor(2))
+    assert (expanded.pred_of_gt[:, 2:] == -1).all()
+
+
+def test_ragged_costs():
+    cost, sizes = random_costs(3, 5, 4), torch.tensor([4, 0, 2])
+    wanted = linear_assignment(cost.transpose(1, 2), sizes)
+    by_column = linear_assignment(RaggedBatch(cost, sample_sizes=sizes, non_uniform_dim=2))
+    by_row = linear_assignment(RaggedBatch(cost.transpose(1, 2), sample_sizes=sizes))
+    assert torch.equal(by_column.pred_of_gt, wanted.pred_of_gt) and torch.equal(by_row.gt_of_pred, wanted.gt_of_pred)
+    groups = RaggedBatch(cost.unsqueeze(1).expand(3, 2, 5, 4), sample_sizes=sizes, non_uniform_dim=3)
+    assert torch.equal(linear_assignment(groups).pred_of_gt[:, 1], wanted.pred_of_gt)
+    with pytest.raises(ValueError, match="num_gt comes with the RaggedBatch"):
+        linear_assignment(groups, sizes)
+
+
+def test_no_gradient():
+    result = linear_assignment(random_costs(2, 3, 4).requires_grad_())
+    assert not result.pred_of_gt.requires_grad
+
+
+def test_forbidden_edges():
+    cost = torch.tensor(
+        [[[INF, 1.0, 5.0], [1.0, INF, 2.0]], [[INF, INF, INF], [3.0, 1.0, 2.0]], [[INF, INF, 1.0], [INF, INF, 2.0]]]
+    )
+    result = linear_assignment(cost)
+    assert result.pred_of_gt.tolist() == [[1, 0], [-1, 1], [2, -1]]
+    assert result.status.tolist() == [0, 1, 1]
+    with pytest.raises(ValueError, match="assignment problem 1 has no solution: the forbidden"):
+        linear_assignment(cost, check=True)
+
+
+@pytest.mark.parametrize("value", [NAN, -INF])
+def test_invalid_costs(value):
+    cost = random_costs(2, 2, 3)
+    cost[1, 0, 2] = value
+    result = linear_assignment(cost)
+    assert result.status.tolist() == [0, 2]
+    assert (
+        (result.pred_of_gt[1] == -1).all() and (result.gt_of_pred[1] == -1).all() and (result.pred_of_gt[0] >= 0).all()
+    )
+    with pytest.raises(ValueError, match="problem 1 has no solution: the costs contain NaN"):
+        linear_assignment(cost, check=True)
+    solved = linear_assignment(cost, nonfinite="last_resort")
+    assert (solved.pred_of_gt >= 0).all() and solved.status.tolist() == [0, 2] and solved.pred_of_gt[1, 0] != 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e290, 3e38])
+def test_last_resort_avoids_nonfinite_edges_whatever_the_scale(scale):
+    """Using one edge less of them is worth any finite cost: negative costs, and a chain that must be re-routed."""
+    cost = np.array([[-5.0, 4.0, NAN], [-5.0, NAN, NAN], [-3.0, INF, 2.0]]) * scale
+    result = linear_assignment(torch.from_numpy(cost), nonfinite="last_resort")
+    assert result.pred_of_gt.tolist() == [1, 0, 2]
+    everything = linear_assignment(torch.full((2, 3), NAN), nonfinite="last_resort")
+    assert sorted(everything.pred_of_gt.tolist()) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"solver": "native"}, r"solver must be one of \('auto', 'scipy'\), got 'native'"),
+        ({"nonfinite": "ignore"}, "nonfinite must be one of"),
+        ({"num_gt": torch.tensor([1.0])}, "num_gt must be an integer tensor"),
+        ({"num_gt": torch.tensor([4])}, r"num_gt must lie in \[0, 3\], got values in \[4, 4\]"),
+        ({"num_gt": torch.tensor([-1])}, r"got values in \[-1, -1\]"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        linear_assignment(torch.zeros(1, 3, 4), **arguments)
+
+
+@pytest.mark.parametrize("cost", [torch.zeros(3, 4, dtype=torch.long), torch.zeros(4)])
+def test_wrong_costs(cost):
+    with pytest.raises(ValueError, match=r"cost must be a floating-point tensor \[..., G, P\]"):
+        linear_assignment(cost)
