@@ -70,8 +70,7 @@ def linear_assignment(
     Raises:
         ValueError: shapes, dtypes or options do not fit, or `check` found a problem.
     """
-    if solver not in _SOLVERS:
-        raise ValueError(f"solver must be one of {_SOLVERS}, got {solver!r}")
+    check_solver(solver)
     if nonfinite not in _NONFINITE:
         raise ValueError(f"nonfinite must be one of {_NONFINITE}, got {nonfinite!r}")
     if not cost.dtype.is_floating_point or cost.dim() < 2:
@@ -89,6 +88,12 @@ def linear_assignment(
     return LinearAssignment(
         pred_of_gt.reshape(*lead, num_rows), gt_of_pred.reshape(*lead, num_cols), status.to(torch.int8).reshape(lead)
     )
+
+
+def check_solver(solver: str) -> None:
+    """Raise a ValueError for a solver that does not exist."""
+    if solver not in _SOLVERS:
+        raise ValueError(f"solver must be one of {_SOLVERS}, got {solver!r}")
 
 
 def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raggedbev.matching import costs
-from raggedbev.matching.assignment import LinearAssignment, linear_assignment
+from raggedbev.matching.assignment import LinearAssignment, check_solver, linear_assignment
 from raggedbev.profiling.stages import stage
 from raggedbev.ragged.batch import RaggedBatch
 
@@ -65,6 +65,9 @@ class HungarianMatcher3D:
     cls_cost: ClassCost = field(default_factory=ClassCost)
     reg_weight: float = 0.25
     solver: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_solver(self.solver)
 
     @torch.no_grad()
     def cost(
@@ -135,6 +138,13 @@ class HungarianMatcher2D:
     iou_mode: str = "giou"
     center_weight: float = 10.0
     solver: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_solver(self.solver)
+        if self.box_format not in ("xywh", "xyxy"):
+            raise ValueError(f"box_format must be 'xywh' or 'xyxy', got {self.box_format!r}")
+        if self.iou_mode not in ("iou", "giou"):
+            raise ValueError(f"iou_mode must be 'iou' or 'giou', got {self.iou_mode!r}")
 
     @torch.no_grad()
     def cost(
