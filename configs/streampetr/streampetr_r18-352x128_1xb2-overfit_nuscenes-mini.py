@@ -5,7 +5,7 @@
 # steps of 2 samples an epoch.
 _base_ = ["./streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py"]
 
-max_iters = 3600
+max_iters = 2400
 ida_aug_conf = dict(
     resize_lim=(0.22, 0.22),
     final_dim=(128, 352),
@@ -29,16 +29,20 @@ test_pipeline = [
     dict(type="PackStreamPETRInputs"),
 ]
 
-model = dict(use_grid_mask=False, pts_bbox_head=dict(transformer=dict(dropout=0.0)))
-train_cfg = dict(max_iters=max_iters, val_interval=600)
+model = dict(use_grid_mask=False, image_dtype="bfloat16", pts_bbox_head=dict(scalar=5, transformer=dict(dropout=0.0)))
+train_cfg = dict(max_iters=max_iters, val_interval=800)
 optim_wrapper = dict(optimizer=dict(lr=4e-4))
 param_scheduler = [
     dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=200),
     dict(type="CosineAnnealingLR", T_max=max_iters, eta_min_ratio=1e-2, by_epoch=False, begin=0, end=max_iters),
 ]
 default_hooks = dict(checkpoint=dict(interval=600))
-train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline, ann_file="nuscenes_infos_train.pkl"))
+train_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline, keep_in_memory=True)
+)
+val_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, ann_file="nuscenes_infos_train.pkl")
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file="data/mini/nuscenes_infos_train.pkl", eval_set="mini_train")
 test_evaluator = val_evaluator

@@ -48,6 +48,27 @@ def test_scene_that_cannot_be_cut(length, splits):
         sequence_flags(np.zeros(length), splits)
 
 
+def test_frames_kept_in_memory(make):
+    """The pipeline runs once a frame; a change of what came out does not reach the kept frame."""
+    calls = []
+
+    def pipeline(info):
+        calls.append(info["token"])
+        return {"inputs": {"img": torch.zeros(1)}, "data_samples": [info["token"]]}
+
+    dataset = make(keep_in_memory=True)
+    dataset.pipeline = pipeline
+    for _ in range(2):
+        frame = dataset[1]
+        assert frame["data_samples"] == [tokens(dataset)[1]]
+        frame["inputs"]["img"] += 1
+        frame["data_samples"].clear()
+    assert torch.equal(dataset[1]["inputs"]["img"], torch.zeros(1))
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="keep_in_memory needs queue_length=1, got 8"):
+        make(keep_in_memory=True, queue_length=8)
+
+
 def test_order_of_shuffled_infos(make, save_infos, content):
     expected = [info["token"] for info in content["data_list"]]
     np.random.default_rng(0).shuffle(content["data_list"])

@@ -305,6 +305,15 @@ def test_mixed_precision_covers_backbone_and_neck_only():
     assert all(loss.dtype == torch.float32 for loss in losses.values())
 
 
+def test_images_in_bfloat16_without_a_scaler():
+    model = build(image_dtype="bfloat16")
+    losses = model(inputs(), [sample(), sample()], mode="loss")
+    assert model.img_backbone.dtype == torch.bfloat16
+    assert all(loss.dtype == torch.float32 for loss in losses.values())
+    with pytest.raises(ValueError, match="image_dtype must be None or 'bfloat16', got 'float16'"):
+        build(image_dtype="float16")
+
+
 def test_the_forward_pass_never_waits_for_the_device(device):
     head = build().pts_bbox_head.to(device)
     feats = torch.randn(B, N, 64, 4, 6, device=device)

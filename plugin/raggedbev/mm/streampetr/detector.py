@@ -6,7 +6,7 @@ import logging
 import pickle
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,8 @@ class StreamPETR(Base3DDetector):
         num_frame_head_grads: Frames at the end of a window that train the heads.
         num_frame_backbone_grads: Frames at the end of a window that train backbone and neck.
         num_frame_losses: Frames at the end of a window whose losses count.
+        image_dtype: 'bfloat16' computes backbone and neck in mixed precision without loss scaling, on CPUs too; None
+            leaves precision to the optimiser wrapper.
         init_cfg: As for every mmengine module.
     """
 
@@ -100,6 +102,7 @@ class StreamPETR(Base3DDetector):
         num_frame_head_grads: int = 1,
         num_frame_backbone_grads: int = 1,
         num_frame_losses: int = 1,
+        image_dtype: str | None = None,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
@@ -109,6 +112,9 @@ class StreamPETR(Base3DDetector):
             )
         if num_frame_backbone_grads < 1:
             raise ValueError(f"num_frame_backbone_grads must be at least 1, got {num_frame_backbone_grads}")
+        if image_dtype not in (None, "bfloat16"):
+            raise ValueError(f"image_dtype must be None or 'bfloat16', got {image_dtype!r}")
+        self.image_dtype = image_dtype
         self.img_backbone = MODELS.build(img_backbone)
         if getattr(self.img_backbone, "with_cp", False):
             # mmdet's backbones leave the choice of torch.utils.checkpoint's variant to torch, which warns of it.
@@ -233,9 +239,16 @@ class StreamPETR(Base3DDetector):
 
     def extract_feat(self, images: Tensor) -> Tensor:
         """Features of neck level 0, ``[..., C, H / stride, W / stride]`` float32, of images ``[..., 3, H, W]``."""
-        levels = self.img_neck(self.img_backbone(self.grid_mask(images.flatten(0, -4))))
+        with self._image_precision(images.device.type):
+            levels = self.img_neck(self.img_backbone(self.grid_mask(images.flatten(0, -4))))
         feats = levels[0].unflatten(0, images.shape[:-3])
         return feats.float() if feats.dtype in (torch.float16, torch.bfloat16) else feats
+
+    def _image_precision(self, device_type: str) -> AbstractContextManager:
+        """Context in which backbone and neck run."""
+        if self.image_dtype is None:
+            return nullcontext()
+        return torch.autocast(device_type, dtype=getattr(torch, self.image_dtype))
 
     def _window_feats(self, images: Tensor) -> Tensor:
         """Features of windows ``[B, T, N, 3, H, W]``; only the last frames have gradients."""

@@ -60,7 +60,9 @@ def visible_boxes(boxes: np.ndarray, depths: np.ndarray, height: int, width: int
     painted = np.zeros((height, width), dtype=np.int64)
     for rank, ((x0, y0), (x1, y1)) in enumerate(zip(low, high, strict=True)):
         painted[y0:y1, x0:x1] = rank
-    return order[np.unique(painted)]
+    seen = np.zeros(len(order), dtype=bool)
+    seen[painted] = True
+    return order[seen]
 
 
 @TRANSFORMS.register_module()
