@@ -274,5 +274,7 @@ def test_missing_image_in_a_worker(nuscenes_root, tmp_path, pipelines):
     gone = root / "samples" / "CAM_BACK" / "sample-0-1.jpg"
     gone.unlink()
     dataset = StreamNuScenesDataset(data_root=str(root), ann_file="infos.pkl", pipeline=pipelines.train)
+    batches = iter(torch.utils.data.DataLoader(dataset, sampler=[1], num_workers=1, collate_fn=list))
     with pytest.raises(FileNotFoundError, match=str(gone)):
-        next(iter(torch.utils.data.DataLoader(dataset, sampler=[1], num_workers=1, collate_fn=list)))
+        next(batches)
+    batches._shutdown_workers()  # else the garbage collector does it, and takes seconds

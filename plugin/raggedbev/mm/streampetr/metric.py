@@ -23,6 +23,8 @@ from nuscenes.eval.detection.evaluate import NuScenesEval
 from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
+from raggedbev.mm.streampetr.dataset import no_garbage_collection
+
 DEFAULT_SETS = {"v1.0-mini": "mini_val", "v1.0-trainval": "val"}
 VEHICLES = ("car", "construction_vehicle", "bus", "truck", "trailer")
 CYCLES = ("bicycle", "motorcycle")
@@ -47,7 +49,8 @@ class StreamNuScenesMetric(NuScenesMetric):
         jsonfile_prefix: folder of `pred_instances_3d/results_nusc.json`; a temporary one by default.
         modality: sensors used, for the result file.
         prefix: of the metric names, 'NuScenes metric' by default.
-        kwargs: `eval_version`, `collect_device`, `backend_args` of mmdet3d's metric.
+        eval_version: configuration of the devkit's evaluation.
+        backend_args: arguments of mmengine's file back end, for the info file.
     """
 
     def __init__(
@@ -59,7 +62,8 @@ class StreamNuScenesMetric(NuScenesMetric):
         jsonfile_prefix: str | None = None,
         modality: dict | None = None,
         prefix: str | None = None,
-        **kwargs,
+        eval_version: str = "detection_cvpr_2019",
+        backend_args: dict | None = None,
     ) -> None:
         if format_only and jsonfile_prefix is None:
             raise ValueError("format_only needs jsonfile_prefix, the folder to write the result file to")
@@ -72,7 +76,8 @@ class StreamNuScenesMetric(NuScenesMetric):
             jsonfile_prefix=jsonfile_prefix,
             modality=modality or {"use_camera": True, "use_lidar": False},
             prefix=prefix,
-            **kwargs,
+            eval_version=eval_version,
+            backend_args=backend_args,
         )
         self.eval_set = eval_set
         self._poses: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
@@ -214,7 +219,8 @@ class StreamNuScenesMetric(NuScenesMetric):
     def _pose(self, token: str) -> tuple[np.ndarray, np.ndarray]:
         """lidar2ego and ego2global [4, 4] of a sample; the info file is read once."""
         if self._poses is None:
-            infos = load(self.ann_file, backend_args=self.backend_args)["data_list"]
+            with no_garbage_collection():
+                infos = load(self.ann_file, backend_args=self.backend_args)["data_list"]
             self._poses = {
                 info["token"]: (
                     np.array(info["lidar_points"]["lidar2ego"], dtype=np.float64),
