@@ -114,4 +114,4 @@ def test_coded_boxes():
 
 def test_nonfinite_costs():
     cost = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0])
-    assert costs.replace_nonfinite(cost).tolist() == [100, 100, -100, 1]
+    assert costs.replace_nonfinite_(cost).tolist() == [100, 100, -100, 1]

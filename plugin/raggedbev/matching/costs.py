@@ -4,7 +4,7 @@ Ground truth forms the rows, so that a solver reads one object's costs as one co
 broadcast: ground truth [B, G, ...] against the predictions of all decoder layers [L, B, P, ...] gives [L, B, G, P].
 Every entry depends on its own object and prediction only, so filler never influences valid entries; what stands in
 filler rows is unspecified.
-Match costs carry no gradient: callers compute them under `torch.no_grad()`.
+Match costs carry no gradient.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
     "iou_cost",
     "l1_cost",
     "normalize_box3d",
-    "replace_nonfinite",
+    "replace_nonfinite_",
     "row_tensor",
     "xyxy_to_cxcywh",
 ]
@@ -61,19 +62,22 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
 
-def replace_nonfinite(cost: Tensor) -> Tensor:
-    """Cost with NaN and +inf as 100 and -inf as -100, as StreamPETR's matching has it."""
-    return torch.nan_to_num(cost, nan=100.0, posinf=100.0, neginf=-100.0)
+def replace_nonfinite_(cost: Tensor) -> Tensor:
+    """NaN and +inf as 100 and -inf as -100, as StreamPETR's matching has it; in place."""
+    return cost.nan_to_num_(nan=100.0, posinf=100.0, neginf=-100.0)
 
 
 def _class_columns(class_cost: Tensor, labels: Tensor) -> Tensor:
     """Pick each object's class: [..., P, C] and labels [..., G] to [..., G, P]; labels outside [0, C) cost nothing."""
     num_preds, num_classes = class_cost.shape[-2:]
     lead = torch.broadcast_shapes(class_cost.shape[:-2], labels.shape[:-1])
-    by_class = class_cost.transpose(-1, -2).expand(*lead, num_classes, num_preds)
+    problems, num_gt = lead.numel(), labels.shape[-1]
+    by_class = F.pad(class_cost.detach().transpose(-1, -2), (0, 0, 0, 1))  # [..., C + 1, P], the last row is zero
+    by_class = by_class.expand(*lead, num_classes + 1, num_preds).reshape(problems * (num_classes + 1), num_preds)
     known = (labels >= 0) & (labels < num_classes)
-    index = torch.where(known, labels, 0).unsqueeze(-1).expand(*lead, labels.shape[-1], num_preds)
-    return by_class.gather(-2, index).masked_fill(~known.unsqueeze(-1), 0.0)
+    row = torch.where(known, labels, num_classes).expand(*lead, num_gt).reshape(problems, num_gt)
+    first = torch.arange(problems, device=row.device) * (num_classes + 1)
+    return by_class[row + first.unsqueeze(1)].reshape(*lead, num_gt, num_preds)
 
 
 def focal_loss_cost(
@@ -109,19 +113,26 @@ def classification_cost(cls_logits: Tensor, labels: Tensor, *, weight: float = 1
     return _class_columns(cls_logits.softmax(-1) * -weight, labels)
 
 
+def _rows_and_columns(preds: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Per coordinate, targets as [..., G, 1] and predictions as [..., 1, P], each contiguous along its entries."""
+    rows = targets.detach().transpose(-1, -2).contiguous().unsqueeze(-1).unbind(-3)
+    columns = preds.detach().transpose(-1, -2).contiguous().unsqueeze(-2).unbind(-3)
+    return list(zip(rows, columns, strict=True))
+
+
 def l1_cost(preds: Tensor, targets: Tensor) -> Tensor:
     """Sum of absolute differences: [..., P, D], [..., G, D] -> [..., G, P].
 
-    One coordinate at a time, so that memory stays at [..., G, P].
+    One coordinate at a time into one buffer, so that memory stays at twice [..., G, P].
     """
     if preds.shape[-1] != targets.shape[-1]:
         raise ValueError(f"preds and targets must have the same width, got {preds.shape[-1]} and {targets.shape[-1]}")
-    rows = targets.unsqueeze(-2).unbind(-1)  # each [..., G, 1]
-    columns = preds.unsqueeze(-3).unbind(-1)  # each [..., 1, P]
     lead = torch.broadcast_shapes(preds.shape[:-2], targets.shape[:-2])
     total = preds.new_zeros((*lead, targets.shape[-2], preds.shape[-2]))
-    for row, column in zip(rows, columns, strict=True):
-        total += (row - column).abs_()
+    difference = torch.empty_like(total)
+    for row, column in _rows_and_columns(preds, targets):
+        torch.sub(row, column, out=difference)
+        total += difference.abs_()
     return total
 
 
@@ -195,16 +206,15 @@ def iou_cost(
     """
     if iou_mode not in ("iou", "giou"):
         raise ValueError(f"iou_mode must be 'iou' or 'giou', got {iou_mode!r}")
-    px0, py0, px1, py1 = (c.unsqueeze(-2) for c in pred_boxes.unbind(-1))  # [..., 1, P]
-    gx0, gy0, gx1, gy1 = (c.unsqueeze(-1) for c in gt_boxes.unbind(-1))  # [..., G, 1]
+    (gx0, px0), (gy0, py0), (gx1, px1), (gy1, py1) = _rows_and_columns(pred_boxes, gt_boxes)
     areas = (px1 - px0) * (py1 - py0) + (gx1 - gx0) * (gy1 - gy0)
-    overlap = (px1.minimum(gx1) - px0.maximum(gx0)).clamp(min=0) * (py1.minimum(gy1) - py0.maximum(gy0)).clamp(min=0)
-    union = (areas - overlap).clamp(min=eps)
+    overlap = (px1.minimum(gx1) - px0.maximum(gx0)).clamp_(min=0)
+    overlap *= (py1.minimum(gy1) - py0.maximum(gy0)).clamp_(min=0)
+    union = areas.sub_(overlap).clamp_(min=eps)
     result = overlap / union
     if iou_mode == "giou":
-        enclosed = (px1.maximum(gx1) - px0.minimum(gx0)).clamp(min=0) * (py1.maximum(gy1) - py0.minimum(gy0)).clamp(
-            min=0
-        )
-        enclosed = enclosed.clamp(min=eps)
-        result = result - (enclosed - union) / enclosed
-    return result * -weight
+        enclosed = (px1.maximum(gx1) - px0.minimum(gx0)).clamp_(min=0)
+        enclosed *= (py1.maximum(gy1) - py0.minimum(gy0)).clamp_(min=0)
+        enclosed.clamp_(min=eps)
+        result -= (enclosed - union).div_(enclosed)
+    return result.mul_(-weight)

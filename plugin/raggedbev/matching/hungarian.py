@@ -97,7 +97,7 @@ class HungarianMatcher3D:
         reg = costs.box3d_l1_cost(
             box_preds, targets, weight=self.reg_weight, code_weights=code_weights, num_dims=num_dims
         )
-        return costs.replace_nonfinite(reg.add_(self.cls_cost(cls_logits, gt_labels)))
+        return costs.replace_nonfinite_(reg.add_(self.cls_cost(cls_logits, gt_labels)))
 
     @torch.no_grad()
     def assign_batch(
@@ -179,7 +179,7 @@ class HungarianMatcher2D:
         pixels = costs.cxcywh_to_xyxy(box_preds) * size4
         total += costs.iou_cost(pixels, gt_boxes, weight=self.iou_weight, iou_mode=self.iou_mode)
         total += costs.center_l1_cost(center_preds, gt_centers / size, weight=self.center_weight)
-        return costs.replace_nonfinite(total)
+        return costs.replace_nonfinite_(total)
 
     @torch.no_grad()
     def assign_batch(
