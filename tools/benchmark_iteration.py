@@ -40,7 +40,8 @@ def load_config(path: str | Path) -> Config:
         raise FileNotFoundError(f"no config file {path}; the configs are in configs/")
     config = Config.fromfile(str(path))
     init_default_scope(config.get("default_scope", "mmdet3d"))
-    MMLogger.get_instance("benchmark", log_level="ERROR")  # the optimiser's builder lists every parameter otherwise
+    if not MMLogger.check_instance_created("benchmark"):  # the optimiser's builder lists every parameter otherwise
+        MMLogger.get_instance("benchmark", log_level="ERROR")
     return config
 
 

@@ -15,22 +15,26 @@ from matplotlib import pyplot as plt
 from raggedbev.profiling.report import table_rows
 
 _COLORS = {"published": "#9aa5b1", "reference": "#5b7fa6", "per-sample": "#5b7fa6", "batched": "#e4672e"}
+_SHORTEST = 0.002  # of the longest bar
 _MORE_COLORS = ("#3f9c74", "#8a63b0", "#c2a33a", "#444b54")
 
 
 def stage_chart(report: Mapping[str, Any], path: str | Path, title: str | None = None) -> None:
     """Draws the stage table as grouped horizontal bars: a group per row, a bar per arm, the ratio at the end.
 
+    Rows that are too short to be seen are left out; the table has them.
+
     Args:
         report: Report of the benchmark, see :func:`raggedbev.profiling.report.make_report`.
         path: PNG to write; folders are made.
         title: Headline; default: config, batch size and device.
     """
-    rows = [row for row in table_rows(report) if any(arm.get(row[0]) for arm in report["arms"].values())]
     arms = report["arms"]
+    rows = table_rows(report)
+    longest = max((arm.get(row) or 0.0 for arm in arms.values() for row, _, _ in rows), default=1.0) or 1.0
+    rows = [row for row in rows if max(arm.get(row[0]) or 0.0 for arm in arms.values()) > _SHORTEST * longest]
     height = 0.8 / len(arms)
     figure, axes = plt.subplots(figsize=(9.5, 1.3 + len(rows) * (0.16 + 0.17 * len(arms))), layout="constrained")
-    longest = max((arm.get(row) or 0.0 for arm in arms.values() for row, _, _ in rows), default=1.0) or 1.0
     for number, (name, color) in enumerate(zip(arms, _colors(arms), strict=True)):
         places = [i - 0.4 + height * (number + 0.5) for i in range(len(rows))]
         values = [arms[name].get(row) or 0.0 for row, _, _ in rows]

@@ -78,6 +78,13 @@ def test_table_keeps_the_order_and_shows_inner_rows_below_their_head():
     assert max(len(line) for line in text.splitlines()) < 100
 
 
+def test_inner_rows_come_in_the_order_of_the_work():
+    names = ("backward", "extra", "cost", "GT packing")
+    rows = {"Focal Head": 4.0} | {f"Focal Head > {name}": 1.0 for name in names}
+    report = _report(reference=Arm([rows]), batched=Arm([rows]))
+    assert [label for _, label, _ in table_rows(report)] == ["Focal Head", "GT packing", "cost", "backward", "extra"]
+
+
 def test_arms_take_turns_and_are_counted_once():
     calls = []
 

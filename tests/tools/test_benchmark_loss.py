@@ -13,6 +13,8 @@ from launch import ROOT, environment
 sys.path.insert(0, str(ROOT / "tools"))
 import benchmark_loss
 
+from raggedbev.profiling.report import MAIN_ROWS
+
 CONFIG = "configs/streampetr/streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py"
 QUICK = ["small", "--batch-size", "1", "--repeats", "1"]
 
@@ -105,3 +107,62 @@ def test_the_loss_scope_imports_no_mm_package():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr.decode()
+
+
+TINY = """
+_base_ = ['{base}']
+model = dict(pts_bbox_head=dict(
+    num_query=20, memory_len=20, topk_proposals=10, num_propagated=10, transformer=dict(num_layers=2, ffn_dims=32)))
+train_dataloader = dict(batch_size=1, dataset=dict(pipeline=[dict(type='X', ida_aug_conf=dict(final_dim=(64, 96)))]))
+"""
+
+
+@pytest.fixture
+def tiny_config(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(TINY.format(base=ROOT / CONFIG))
+    return path
+
+
+def test_whole_iterations_of_a_config(tiny_config, tmp_path):
+    report = tmp_path / "out.json"
+    arguments = [str(tiny_config), "--scope", "iteration", "--repeats", "1", "--json", str(report)]
+    assert benchmark_loss.main(arguments) == 0
+    content = json.loads(report.read_text())
+    assert list(content["arms"]) == ["published", "batched"] and content["batch_size"] == 1
+    for arm in content["arms"].values():
+        assert all(arm[row] is not None and arm[row] >= 0.0 for row in MAIN_ROWS)
+        assert arm["Training Iteration"] >= arm["Forward"] + arm["Optimization"]
+        assert arm["Forward"] >= arm["Loss"] >= arm["StreamPETR Head"] + arm["Focal Head"]
+        assert {"StreamPETR Head > cost", "Focal Head > matching", "Optimization > backward"} <= set(arm)
+    assert content["agreement"]["losses"] < 1e-5
+    assert content["arms"]["batched"]["host_syncs"] < content["arms"]["published"]["host_syncs"]
+
+
+def test_the_loss_scope_reads_sizes_and_weights_of_a_config(tiny_config):
+    import benchmark_iteration
+
+    config = benchmark_iteration.load_config(tiny_config)
+    config.model.pts_bbox_head.loss_bbox.loss_weight = 0.5
+    config.model.img_roi_head.train_cfg.assigner.reg_cost.weight = 7.0
+    sizes, settings = benchmark_iteration.sizes_of(config), benchmark_iteration.settings_of(config)
+    assert (sizes.num_query, sizes.num_layers, sizes.token_grid) == (30, 2, (4, 6))
+    assert settings.head_3d.bbox_weight == 0.5 and settings.matcher_2d.reg_weight == 7.0
+    assert benchmark_loss.main([str(tiny_config), "--batch-size", "1", "--repeats", "1"]) == 0
+
+
+def test_twins_swap_types_and_nothing_else():
+    import benchmark_iteration
+
+    model = {"type": "X", "head": {"type": "PerSampleHead", "name": "PerSample", "parts": [{"type": "PerSampleA"}, 1]}}
+    batched = benchmark_iteration.twin(model, batched=True)
+    assert batched["head"] == {"type": "BatchedHead", "name": "PerSample", "parts": [{"type": "BatchedA"}, 1]}
+    assert benchmark_iteration.twin(batched, batched=False) == model
+
+
+def test_a_config_of_another_model_is_one_sentence(tmp_path, capsys):
+    path = tmp_path / "other.py"
+    path.write_text("model = dict(type='X')\ntrain_dataloader = dict(batch_size=1)\n")
+    for scope in ("loss", "iteration"):
+        assert benchmark_loss.main([str(path), "--scope", scope]) == 1
+        assert "is no StreamPETR config" in capsys.readouterr().err

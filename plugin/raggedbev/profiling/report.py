@@ -23,6 +23,7 @@ from raggedbev.profiling.stages import StagePath
 ITERATION, FORWARD, OPTIMIZATION, REMAINING = "Training Iteration", "Forward", "Optimization", "Remaining"
 LOSS, HEAD_3D, HEAD_2D = "Loss", "StreamPETR Head", "Focal Head"
 FORWARD_REMAINING = f"{FORWARD} > {REMAINING}"
+_INNER_ORDER = ("GT packing", "cost", "matching", "targets", "loss terms", "backward", "step")
 MAIN_ROWS = (ITERATION, FORWARD, FORWARD_REMAINING, LOSS, HEAD_3D, HEAD_2D, OPTIMIZATION, REMAINING)
 _MEASURED_MAIN = frozenset(MAIN_ROWS) - {FORWARD_REMAINING, REMAINING}
 _INDENT = {
@@ -188,12 +189,13 @@ def table_rows(report: Mapping[str, Any]) -> list[tuple[str, str, int]]:
 
 
 def _children_under_parents(rows: Sequence[str]) -> list[str]:
-    """Orders ``a > b`` rows so that every row follows its parent, siblings in the given order."""
-    order = {row: position for position, row in enumerate(rows)}
+    """Orders ``a > b`` rows so that every row follows its parent; siblings as work flows, others as given."""
+    known = {name: position for position, name in enumerate(_INNER_ORDER)}
+    given = {row: len(known) + position for position, row in enumerate(rows)}
 
     def key(row: str) -> list[int]:
         parts = row.split(" > ")
-        return [order.get(" > ".join(parts[: i + 1]), -1) for i in range(len(parts))]
+        return [known.get(name, given.get(" > ".join(parts[: i + 1]), -1)) for i, name in enumerate(parts)]
 
     return sorted(rows, key=key)
 

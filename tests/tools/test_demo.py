@@ -1,0 +1,129 @@
+"""The demo's own logic: reading logs, comparing runs, running steps, and drawing."""
+
+import json
+import sys
+
+import pytest
+from launch import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+import demo
+import plots
+
+
+def _run(*total, **others):
+    return {"loss": list(total), **{key: list(values) for key, values in others.items()}}
+
+
+def test_equal_losses_agree():
+    result = demo.compare_losses(_run(3.0, 2.0), _run(3.0, 2.0))
+    assert result.agrees and result.largest == 0.0 and result.compared == 2
+
+
+def test_the_largest_difference_is_found_within_the_compared_steps():
+    steps = demo.COMPARED_STEPS
+    first = [1.0] * (steps + 5)
+    second = list(first)
+    second[7] = 1.0005
+    second[steps + 2] = 2.0
+    result = demo.compare_losses(_run(*first), _run(*second))
+    assert result.agrees and result.step == 8
+    assert result.largest == pytest.approx(5e-4, rel=1e-3) and result.overall == pytest.approx(0.5)
+    second[3] = 1.1
+    assert not demo.compare_losses(_run(*first), _run(*second)).agrees
+
+
+def test_the_first_step_is_compared_term_by_term():
+    result = demo.compare_losses(_run(3.0, loss_cls=[1.0]), _run(3.0, loss_cls=[1.25]))
+    assert (result.key, result.first_step) == ("loss_cls", 0.2)
+
+
+def test_nan_in_one_run_is_a_disagreement_and_in_both_is_none():
+    nan = float("nan")
+    assert not demo.compare_losses(_run(nan), _run(1.0)).agrees
+    assert demo.compare_losses(_run(nan), _run(nan)).agrees
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"loss": [1.0], "extra": [1.0]}, "log other losses: \\['extra'\\]"),
+        ({"loss": [1.0, 2.0]}, "same number of steps"),
+        ({"loss": []}, "same number of steps"),
+    ],
+)
+def test_runs_that_do_not_match_are_errors(second, message):
+    with pytest.raises(ValueError, match=message):
+        demo.compare_losses({"loss": [1.0]}, second)
+
+
+def _write_lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_losses_are_read_from_the_log_and_nothing_else_is(tmp_path):
+    _write_lines(
+        tmp_path / "20260101_000000" / "vis_data" / "scalars.json",
+        {"lr": 0.1, "loss": 3.0, "loss_cls": 1.0, "centers2d_losses": 2.0, "step": 1},
+        {"lr": 0.1, "loss": 2.0, "loss_cls": 0.5, "centers2d_losses": 1.5, "step": 2},
+        {"NuScenes metric/mAP": 0.1, "step": 2},
+    )
+    assert demo.read_losses(tmp_path) == {"loss": [3.0, 2.0], "loss_cls": [1.0, 0.5], "centers2d_losses": [2.0, 1.5]}
+    with pytest.raises(ValueError, match="no losses were logged under"):
+        demo.read_losses(tmp_path / "none")
+
+
+def test_metrics_are_read_from_the_log(tmp_path):
+    _write_lines(tmp_path / "20260101_000000" / "20260101_000000.json", {"x/NDS": 0.25, "x/mAP": 0.5, "time": 1.0})
+    assert demo.read_metrics(tmp_path) == {"NDS": 0.25, "mAP": 0.5}
+    with pytest.raises(ValueError, match="no mAP and NDS"):
+        demo.read_metrics(tmp_path / "none")
+
+
+def test_a_step_shows_progress_and_keeps_its_log(tmp_path, capsys):
+    code = "print('11/20 - Iter(train) [ 1/2]  lr: 1e-4  loss: 3.5  x: 1'); print('Iter(train) [2/2] loss: nan')"
+    demo.run_step("training", ["-c", code], tmp_path / "logs" / "a.log", demo.TRAIN_LINE)
+    assert capsys.readouterr().out == "  training: 2/2, loss nan, 0 s left\n"
+    assert "loss: 3.5" in (tmp_path / "logs" / "a.log").read_text()
+    demo.run_step("making", ["-c", "print('hello')"], tmp_path / "b.log")
+    assert capsys.readouterr().out == "  hello\n"
+
+
+def test_a_step_that_fails_names_its_log_and_shows_the_end(tmp_path):
+    code = "import sys; print('the reason'); sys.exit(3)"
+    with pytest.raises(demo.StepFailed, match=r"making failed with status 3; its log is .*c\.log\n  \| the reason"):
+        demo.run_step("making", ["-c", code], tmp_path / "c.log", demo.TEST_LINE)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "line", "groups"),
+    [
+        (demo.TRAIN_LINE, "Iter(train) [ 10/120]  lr: 1e-4  loss: 52.9592  loss_cls: 2.2", ("10", "120", "52.9592")),
+        (demo.TEST_LINE, "INFO - Iter(test) [ 7/24]    eta: 0:00:09  time: 0.5", ("7", "24", "")),
+        (demo.TEST_LINE, "INFO - Epoch(test) [ 7/24]    eta: 0:00:09", ("7", "24", "")),
+    ],
+)  # fmt: skip
+def test_progress_is_found_in_log_lines(pattern, line, groups):
+    assert pattern.search(line).groups() == groups
+
+
+def test_curves_are_drawn(tmp_path):
+    path = tmp_path / "new" / "curves.png"
+    curves = {"per-sample": _run(3.0, 2.0, 1.0), "batched": _run(3.0, 2.0, 1.1)}
+    plots.loss_curves(curves, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_demo_trains_configs_that_exist_and_differ_in_types_only():
+    texts = [(ROOT / config).read_text() for config in demo.RUNS.values()]
+    assert len(texts) == 2 and "_base_" in texts[1]
+
+
+def test_a_failing_step_ends_the_demo_with_one_error(tmp_path, monkeypatch, capsys):
+    def fail(self):
+        raise demo.StepFailed("making data failed")
+
+    monkeypatch.setattr(demo.Demo, "make_data", fail)
+    assert demo.main(["--work-dir", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: making data failed\n"
