@@ -1,0 +1,60 @@
+"""Published weights keep their names; the class channels of the 2D head are brought into the config's order."""
+
+import pytest
+import torch
+from launch import run_tool
+from mmdet3d.registry import MODELS
+
+import raggedbev.mm.streampetr  # noqa: F401
+from raggedbev.mm.streampetr.checkpoint import CONFIG_CLASSES, INFO_CLASSES, convert_published_state_dict
+from raggedbev.mm.streampetr.dataset import StreamNuScenesDataset
+
+
+def _published():
+    head = MODELS.build(dict(type="PerSampleFocalHead", in_channels=32, embed_dims=32))
+    weights = {f"img_roi_head.{key}": value for key, value in head.state_dict().items()}
+    weights["img_roi_head.cls.bias"] = torch.arange(10.0)
+    return head, weights
+
+
+def test_classes_are_those_of_the_dataset():
+    assert StreamNuScenesDataset.METAINFO["classes"] == CONFIG_CLASSES
+    assert sorted(INFO_CLASSES) == sorted(CONFIG_CLASSES)
+
+
+def test_channels_follow_their_class():
+    head, published = _published()
+    converted = convert_published_state_dict(published)
+    assert list(converted) == list(published)
+    for channel, name in enumerate(CONFIG_CLASSES):
+        source = INFO_CLASSES.index(name)
+        assert converted["img_roi_head.cls.bias"][channel] == source
+        torch.testing.assert_close(
+            converted["img_roi_head.cls.weight"][channel], published["img_roi_head.cls.weight"][source], rtol=0, atol=0
+        )
+    head.load_state_dict({key.removeprefix("img_roi_head."): value for key, value in converted.items()})
+    assert published["img_roi_head.cls.bias"].tolist() == list(range(10))
+
+
+def test_other_checkpoints_are_refused():
+    with pytest.raises(ValueError, match=r"no weight img_roi_head\.cls\.weight in the checkpoint"):
+        convert_published_state_dict({"a": torch.zeros(1)})
+    _, weights = _published()
+    weights["img_roi_head.cls.weight"] = torch.zeros(3, 32, 1, 1)
+    with pytest.raises(ValueError, match=r"must have 10 classes, got shape \(3, 32, 1, 1\)"):
+        convert_published_state_dict(weights)
+
+
+def test_tool(tmp_path):
+    _, weights = _published()
+    torch.save({"state_dict": weights, "meta": {"epoch": 1}}, tmp_path / "published.pth")
+    output = run_tool("tools/convert_checkpoint.py", tmp_path / "published.pth", tmp_path / "ours.pth")
+    assert f"{len(weights)} weights" in output
+    ours = torch.load(tmp_path / "ours.pth", weights_only=True)["state_dict"]
+    assert ours["img_roi_head.cls.bias"].tolist() == [INFO_CLASSES.index(name) for name in CONFIG_CLASSES]
+    again = run_tool("tools/convert_checkpoint.py", tmp_path / "published.pth", tmp_path / "ours.pth", expect=1)
+    assert "exists already; nothing was written" in again
+    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
+    broken = run_tool("tools/convert_checkpoint.py", tmp_path / "broken.pth", tmp_path / "x.pth", expect=1)
+    assert "cannot be read as a checkpoint" in broken
+    assert not (tmp_path / "x.pth").exists()
