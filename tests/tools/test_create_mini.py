@@ -202,6 +202,13 @@ def test_every_class_in_both_splits_and_long_tailed_counts(all_scenes: list[layo
         assert counts["car"] == max(counts.values()) > 6 * counts["construction_vehicle"]
 
 
+@pytest.mark.parametrize("frames", [2, 40])
+def test_short_and_long_scenes_hold_every_class(frames: int) -> None:
+    scene = layout.make_scene(0, 7, "scene-1100", frames)
+    kinds = {models.MODELS[thing.kind].category for thing in scene.things if thing.annotated}
+    assert len(kinds) == CLASSES
+
+
 def test_attributes_fit_the_motion(all_scenes: list[layout.Scene]) -> None:
     moved: Counter[str] = Counter()
     for scene in all_scenes:

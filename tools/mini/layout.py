@@ -379,16 +379,18 @@ class _Placer:
             ("truck", self.heavy, 2, 4, 3.0),
             ("motorcycle_rider", self.cyclist, 1, 2, 1.0),
             ("bicycle_rider", self.cyclist, 1, 2, 1.0),
-            ("motorcycle", self.bike_at_kerb, 0, 1, 0.0),
-            ("bicycle", self.bike_at_kerb, 0, 2, 0.0),
+            ("motorcycle", self.bike_at_kerb, 1, 1, 0.0),
+            ("bicycle", self.bike_at_kerb, 1, 2, 0.0),
             ("car", self.crossing, 1, 4, 3.0),
             ("car", self.driving, 4, 9, 3.0),
             ("car", self.parked, 4, 9, 0.5),
             ("pedestrian", self.walker, 7, 15, 0.0),
             ("cone", self.lone_cone, 0, 3, 0.0),
         ):
-            for _ in range(round(int(rng.integers(low, high + 1)) * max(scale, 1.0))):
-                self.attempt(kind, draw, gap=gap)
+            count = round(int(rng.integers(low, high + 1)) * max(scale, 1.0))
+            placed = sum(self.attempt(kind, draw, gap=gap) for _ in range(count))
+            if not placed and draw == self.heavy:  # no gap in the traffic: the kerb has room
+                self.attempt(kind, self.parked, tries=200)
         self._scenery()
         return self.things
 
