@@ -200,11 +200,10 @@ def focal_head_heatmap_reference(gt: GroundTruth2D, pad_shape: tuple[int, int], 
     for boxes, centers in zip(gt.box_list, gt.center_list, strict=True):
         heatmap = torch.zeros(pad_shape[0] // stride, pad_shape[1] // stride, device=boxes.device)
         for box, center in zip(boxes, centers, strict=True):
-            (x0, y0, x1, y1), (u, v) = box.tolist(), center.tolist()
-            nearest = torch.cat([center - box[:2], box[2:] - center]).amin().item()
-            if all(map(math.isfinite, (x0, y0, x1, y1, u, v))):
-                radius = max(1, math.ceil(nearest / stride))
-                draw_one_gaussian(heatmap, int(u / stride), int(v / stride), radius)
+            nearest = torch.cat([center - box[:2], box[2:] - center]).amin()
+            x, y, radius, *edges = torch.cat([center / stride, (nearest / stride).reshape(1), box]).tolist()
+            if all(map(math.isfinite, (x, y, radius, *edges))):
+                draw_one_gaussian(heatmap, int(x), int(y), max(1, math.ceil(radius)))
         maps.append(heatmap)
     return torch.stack(maps)
 

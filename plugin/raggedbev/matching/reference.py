@@ -15,7 +15,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from raggedbev.matching.costs import cxcywh_to_xyxy, normalize_box3d, xyxy_to_cxcywh
+from raggedbev.matching.costs import cxcywh_to_xyxy, normalize_box3d, row_tensor, xyxy_to_cxcywh
 from raggedbev.matching.hungarian import ClassCost, HungarianMatcher2D, HungarianMatcher3D
 from raggedbev.profiling.stages import stage
 
@@ -109,7 +109,8 @@ class PerSampleMatcher3D:
         with stage("cost"):
             targets = normalize_box3d(gt_boxes.to(box_preds.dtype))
             if code_weights is not None:
-                factors = torch.as_tensor(code_weights, dtype=box_preds.dtype, device=box_preds.device)
+                tensor = isinstance(code_weights, Tensor)
+                factors = code_weights.to(box_preds) if tensor else row_tensor(code_weights, box_preds)
                 box_preds, targets = box_preds * factors, targets * factors
             if not with_velo:
                 box_preds, targets = box_preds[:, :8], targets[:, :8]

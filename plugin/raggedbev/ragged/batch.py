@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["RaggedBatch", "debug_mode"]
+__all__ = ["Layout", "RaggedBatch", "debug_mode"]
 
 
 def debug_mode() -> bool:
@@ -38,8 +38,8 @@ def _may_read_values(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" or debug_mode()
 
 
-class _Layout:
-    """Sizes and mask of a ragged batch; shared by all batches with the same raggedness.
+class Layout:
+    """Sizes and mask of a ragged batch, made of each other when asked for; shared by all batches with the same raggedness.
 
     Args:
         sample_sizes: [*batch] int64 or None when only the mask is known.
@@ -69,14 +69,14 @@ class _Layout:
     def batch_shape(self) -> torch.Size:
         return self.mask.shape[:-1] if self._sample_sizes is None else self._sample_sizes.shape
 
-    def map(self, on_batch: Callable[[Tensor, int], Tensor]) -> _Layout:
+    def map(self, on_batch: Callable[[Tensor, int], Tensor]) -> Layout:
         """New layout from `on_batch(tensor, num_trailing_dims)`, applied to what is known of sizes and mask."""
         sizes = None if self._sample_sizes is None else on_batch(self._sample_sizes, 0)
         mask = None if self._mask is None else on_batch(self._mask, 1)
-        return _Layout(sizes, mask, self.max_sample_size)
+        return Layout(sizes, mask, self.max_sample_size)
 
 
-def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, dim: int | None) -> tuple[_Layout, int]:
+def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, dim: int | None) -> tuple[Layout, int]:
     if sizes is not None:
         if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
             raise ValueError(f"sample_sizes must be an integer tensor, got {sizes.dtype}")
@@ -103,18 +103,18 @@ def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, d
     for name, other in (("sample_sizes", sizes), ("mask", mask)):
         if other is not None and other.device != tensor.device:
             raise ValueError(f"{name} must be on {tensor.device} like the tensor, got {other.device}")
-    layout = _Layout(sizes, mask, length)
+    layout = Layout(sizes, mask, length)
     _check_values(layout, sizes, mask)
     return layout, dim
 
 
-def _check_values(layout: _Layout, sizes: Tensor | None, mask: Tensor | None) -> None:
+def _check_values(layout: Layout, sizes: Tensor | None, mask: Tensor | None) -> None:
     if sizes is not None and sizes.numel() and _may_read_values(sizes):
         low, high = int(sizes.min()), int(sizes.max())
         if low < 0 or high > layout.max_sample_size:
             raise ValueError(f"sample_sizes must lie in [0, {layout.max_sample_size}], got values in [{low}, {high}]")
     if mask is not None and _may_read_values(mask):
-        expected = _Layout(mask.sum(-1) if sizes is None else sizes, None, layout.max_sample_size).mask
+        expected = Layout(mask.sum(-1) if sizes is None else sizes, None, layout.max_sample_size).mask
         if not torch.equal(mask, expected):
             raise ValueError("mask must have the valid entries of each sample first (and as many as sample_sizes says)")
 
@@ -146,7 +146,8 @@ class RaggedBatch:
         self._tensor = tensor
 
     @classmethod
-    def _make(cls, tensor: Tensor, layout: _Layout, non_uniform_dim: int) -> RaggedBatch:
+    def from_layout(cls, tensor: Tensor, layout: Layout, non_uniform_dim: int) -> RaggedBatch:
+        """From a layout that is known to fit; nothing is checked."""
         batch = cls.__new__(cls)
         batch._tensor, batch._layout, batch._non_uniform_dim = tensor, layout, non_uniform_dim
         return batch
@@ -161,7 +162,7 @@ class RaggedBatch:
         num_batch_dims = non_uniform_dim if num_batch_dims is None else num_batch_dims
         length = tensor.shape[non_uniform_dim]
         sizes = torch.full(tensor.shape[:num_batch_dims], length, dtype=torch.long, device=tensor.device)
-        return cls._make(tensor, *_checked_layout(tensor, None, sizes, non_uniform_dim))
+        return cls.from_layout(tensor, *_checked_layout(tensor, None, sizes, non_uniform_dim))
 
     @classmethod
     def from_oversize_tensor(
@@ -205,7 +206,7 @@ class RaggedBatch:
             raise ValueError(f"non_uniform_dim must lie in [{self.num_batch_dims}, {tensor.dim()}), got {dim}")
         if tensor.shape[dim] != self.max_sample_size:
             raise ValueError(f"dimension {dim} must have {self.max_sample_size} entries, got {tuple(tensor.shape)}")
-        return self._make(tensor, self._layout, dim)
+        return self.from_layout(tensor, self._layout, dim)
 
     # -- accessors ---------------------------------------------------------------------------------
 
@@ -307,12 +308,12 @@ class RaggedBatch:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._tensor, self._non_uniform_dim = state["tensor"], state["non_uniform_dim"]
-        self._layout = _Layout(state["sample_sizes"], None, self._tensor.shape[self._non_uniform_dim])
+        self._layout = Layout(state["sample_sizes"], None, self._tensor.shape[self._non_uniform_dim])
 
     # -- data --------------------------------------------------------------------------------------
 
     def _with(self, tensor: Tensor) -> RaggedBatch:
-        return self._make(tensor, self._layout, self._non_uniform_dim)
+        return self.from_layout(tensor, self._layout, self._non_uniform_dim)
 
     def _broadcastable_mask(self) -> Tensor:
         """Mask as [*batch, 1.., max_sample_size, 1..], in line with the data."""
@@ -343,7 +344,7 @@ class RaggedBatch:
         """The ragged dimension exchanged with data dimension `dim`."""
         if not self.num_batch_dims <= dim < self.dim():
             raise ValueError(f"dim must lie in [{self.num_batch_dims}, {self.dim()}), got {dim}")
-        return self._make(self._tensor.transpose(self._non_uniform_dim, dim), self._layout, dim)
+        return self.from_layout(self._tensor.transpose(self._non_uniform_dim, dim), self._layout, dim)
 
     def split(self) -> list:
         """(Nested) list of the samples, cropped to their sizes: views. Reads the sizes once for the whole batch."""
@@ -376,7 +377,7 @@ class RaggedBatch:
         before = self.num_batch_dims
         layout = self._layout.map(on_batch)
         tensor = on_batch(self._tensor, self.dim() - before)
-        return self._make(tensor, layout, self._non_uniform_dim + len(layout.batch_shape) - before)
+        return self.from_layout(tensor, layout, self._non_uniform_dim + len(layout.batch_shape) - before)
 
     def _batch_dim(self, dim: int, count: int | None = None) -> int:
         count = self.num_batch_dims if count is None else count
@@ -444,7 +445,7 @@ class RaggedBatch:
         if not self.num_batch_dims <= wrapped <= self.dim():
             raise ValueError(f"dim must lie in [{self.num_batch_dims}, {self.dim()}], got {dim}")
         shifted = self._non_uniform_dim + (wrapped <= self._non_uniform_dim)
-        return self._make(self._tensor.unsqueeze(wrapped), self._layout, shifted)
+        return self.from_layout(self._tensor.unsqueeze(wrapped), self._layout, shifted)
 
     # -- conversions -------------------------------------------------------------------------------
 
@@ -455,7 +456,7 @@ class RaggedBatch:
             return self._with(tensor)
         non_blocking = bool(kwargs.get("non_blocking", False))
         layout = self._layout.map(lambda t, _: t.to(tensor.device, non_blocking=non_blocking))
-        return self._make(tensor, layout, self._non_uniform_dim)
+        return self.from_layout(tensor, layout, self._non_uniform_dim)
 
     def to_device(self, device: torch.device | str) -> RaggedBatch:
         """Move data, sizes and mask."""
@@ -499,7 +500,7 @@ class RaggedBatch:
 
     def pin_memory(self) -> RaggedBatch:
         """Data, sizes and mask in page-locked memory."""
-        return self._make(
+        return self.from_layout(
             self._tensor.pin_memory(), self._layout.map(lambda t, _: t.pin_memory()), self._non_uniform_dim
         )
 
@@ -539,7 +540,7 @@ def _flatten(batch: RaggedBatch) -> tuple[list, int]:
 def _unflatten(leaves: Any, non_uniform_dim: int) -> RaggedBatch:
     tensor, sizes = leaves
     length = tensor.shape[non_uniform_dim] if isinstance(tensor, Tensor) and tensor.dim() > non_uniform_dim else 0
-    return RaggedBatch._make(tensor, _Layout(sizes, None, length), non_uniform_dim)
+    return RaggedBatch.from_layout(tensor, Layout(sizes, None, length), non_uniform_dim)
 
 
 pytree.register_pytree_node(RaggedBatch, _flatten, _unflatten, serialized_type_name="raggedbev.RaggedBatch")

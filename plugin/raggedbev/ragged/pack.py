@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from raggedbev.ragged.batch import RaggedBatch
+from raggedbev.ragged.batch import Layout, RaggedBatch
 
 __all__ = ["combine_data"]
 
@@ -55,8 +55,8 @@ def combine_data(
         )
     padded = _to_device(pad_sequence(list(samples), batch_first=True), target)
     if other is None:
-        batch = RaggedBatch(padded, sample_sizes=_to_device(torch.tensor(sizes, dtype=torch.long), target))
-        return batch.reshape_batch_dims(batch_shape)
+        layout = Layout(_to_device(torch.tensor(sizes, dtype=torch.long), target), None, length)
+        return RaggedBatch.from_layout(padded, layout, 1).reshape_batch_dims(batch_shape)
     if other.max_sample_size > length:
         filler = padded.new_zeros((len(samples), other.max_sample_size - length, *padded.shape[2:]))
         padded = torch.cat([padded, filler], dim=1)

@@ -1,0 +1,112 @@
+"""Nothing waits for the device between predictions and losses, but the solver's one copy there and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from raggedbev.losses import (
+    DenoisingConfig,
+    DenoisingOutput,
+    FocalHeadLossConfig,
+    StreamPETRLossConfig,
+    attention_mask,
+    count_nonfinite,
+    focal_head_loss,
+    prepare_denoising,
+    streampetr_loss,
+)
+from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D
+from raggedbev.profiling.syncs import HostSyncCounter
+
+from .random_cases import PAD_SHAPE, denoising_3d, ground_truth_2d, ground_truth_3d, predictions_2d, predictions_3d
+
+SIZES = [4, 0, 7]
+
+
+class Replay:
+    """An assigner that knows its answer."""
+
+    def __init__(self, matcher):
+        self.matcher, self.answer = matcher, None
+
+    def assign_batch(self, *args):
+        if self.answer is None:
+            self.answer = self.matcher.assign_batch(*args)
+        return self.answer
+
+
+def case_3d():
+    gt, preds = ground_truth_3d(SIZES, torch.float32), predictions_3d(3, len(SIZES), torch.float32)
+    return preds, gt, denoising_3d(gt, 3, torch.float32), StreamPETRLossConfig()
+
+
+@pytest.mark.parametrize("sizes", [SIZES, [0, 0]])
+def test_ground_truth_and_denoising(sizes):
+    gt = ground_truth_3d(sizes, torch.float32)
+    with HostSyncCounter("cpu") as syncs:
+        queries = prepare_denoising(gt, DenoisingConfig())
+        attention_mask(queries.pad, queries.groups, 10, 4, 8)
+    assert dict(syncs.by_kind) == {}
+
+
+def test_3d_loss_forward_and_backward():
+    (logits, boxes), gt, dn, config = case_3d()
+    assigner = Replay(HungarianMatcher3D())
+    logits.requires_grad_(), boxes.requires_grad_()
+    streampetr_loss(logits, boxes, gt, assigner, config, dn)
+    with HostSyncCounter("cpu") as syncs:
+        losses = streampetr_loss(logits, boxes, gt, assigner, config, dn, reduce_mean=lambda counts: counts * 1.5)
+        sum(losses.values()).backward()
+        count_nonfinite(logits, boxes)
+    assert dict(syncs.by_kind) == {}
+
+
+def test_2d_loss_forward_and_backward():
+    gt, preds = ground_truth_2d(SIZES, torch.float32), predictions_2d(3, torch.float32)
+    assigner, config = Replay(HungarianMatcher2D()), FocalHeadLossConfig()
+    preds = [tensor.requires_grad_() for tensor in preds]
+    focal_head_loss(*preds, gt, assigner, config, PAD_SHAPE)
+    with HostSyncCounter("cpu") as syncs:
+        losses = focal_head_loss(*preds, gt, assigner, config, PAD_SHAPE, reduce_mean=lambda counts: counts * 1.5)
+        sum(losses.values()).backward()
+    assert dict(syncs.by_kind) == {}
+
+
+def test_costs():
+    (logits, boxes), gt, _, config = case_3d()
+    with HostSyncCounter("cpu") as syncs:
+        HungarianMatcher3D().cost(logits, boxes, gt.boxes.tensor, gt.labels.tensor, config.match_costs)
+    assert dict(syncs.by_kind) == {}
+
+
+def test_losses_compile_without_a_graph_break():
+    """Given the assignment, the whole loss is one graph."""
+    (logits, boxes), gt, dn, config = case_3d()
+    assigner = Replay(HungarianMatcher3D())
+    wanted = streampetr_loss(logits, boxes, gt, assigner, config, dn)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def compiled(logits, boxes, dn_logits, dn_boxes):
+        return streampetr_loss(logits, boxes, gt, assigner, config, DenoisingOutput(dn_logits, dn_boxes, dn.queries))
+
+    found = compiled(logits, boxes, dn.cls_logits, dn.box_preds)
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize("device_type", ["cuda"])
+def test_on_the_device_nothing_waits(device_type):
+    """Torch itself reports waits there: packing, costs, losses and backward, with the solver's answer given."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    (logits, boxes), gt, _, config = case_3d()
+    gt = type(gt)([box.to(device_type) for box in gt.box_list], [label.to(device_type) for label in gt.label_list])
+    logits, boxes = (tensor.to(device_type).requires_grad_() for tensor in (logits, boxes))
+    assigner = Replay(HungarianMatcher3D())
+    streampetr_loss(logits, boxes, gt, assigner, config)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = streampetr_loss(logits, boxes, type(gt)(gt.box_list, gt.label_list), assigner, config)
+        sum(losses.values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
