@@ -23,7 +23,7 @@ from raggedbev.losses.denoising import DenoisingOutput, DenoisingQueries
 from raggedbev.losses.focal2d import FocalHeadLossConfig
 from raggedbev.losses.ground_truth import GroundTruth2D, GroundTruth3D
 from raggedbev.losses.set_prediction import ReduceMean, widened
-from raggedbev.losses.streampetr import StreamPETRLossConfig, code_weights_like, layer_keys
+from raggedbev.losses.streampetr import StreamPETRLossConfig, layer_keys
 from raggedbev.losses.terms import (
     AVG_FACTOR_EPS,
     aligned_iou,
@@ -32,7 +32,7 @@ from raggedbev.losses.terms import (
     quality_focal_loss,
     sigmoid_focal_loss,
 )
-from raggedbev.matching.costs import cxcywh_to_xyxy, normalize_box3d, xyxy_to_cxcywh
+from raggedbev.matching.costs import cxcywh_to_xyxy, normalize_box3d, row_tensor, xyxy_to_cxcywh
 from raggedbev.matching.reference import ARMS
 from raggedbev.profiling.stages import stage
 
@@ -133,7 +133,7 @@ def _layer_losses(
         box_preds.flatten(0, 1),
         torch.cat(labels),
         torch.cat(targets),
-        torch.cat(weights) * code_weights_like(config, box_preds),
+        torch.cat(weights) * row_tensor(config.code_weights, box_preds),
         config,
         cls_count=mean_pos if config.sync_cls_avg_factor else num_pos,
         bbox_count=mean_pos,
@@ -156,7 +156,7 @@ def _denoising_layer_losses(
         boxes,
         queries.known_labels[queries.valid],
         queries.known_boxes[queries.valid].to(boxes.dtype),
-        torch.ones_like(boxes) * code_weights_like(config, boxes),
+        torch.ones_like(boxes) * row_tensor(config.code_weights, boxes),
         config,
         cls_count=cls_count * 3.14159 / 6 * queries.split**3,
         bbox_count=mean_known,

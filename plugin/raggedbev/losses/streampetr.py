@@ -69,12 +69,6 @@ class StreamPETRLossConfig:
     dn_weight: float = 1.0
 
 
-def code_weights_like(config: StreamPETRLossConfig, preds: Tensor) -> Tensor:
-    """[10] code weights in dtype and on the device of the predictions."""
-    weights = config.code_weights
-    return weights.to(preds) if isinstance(weights, Tensor) else row_tensor(weights, preds)
-
-
 def layer_keys(name: str, num_layers: int) -> list[str]:
     """Published key of each decoder layer's loss, in layer order: 'd0.loss_cls', 'd1.loss_cls', ..., 'loss_cls'."""
     return [f"d{layer}.{name}" for layer in range(num_layers - 1)] + [name]
@@ -134,7 +128,7 @@ def streampetr_loss(
         cls_logits.detach(), box_preds.detach(), gt.boxes, gt.labels, config.match_costs, config.match_with_velo
     )
     with stage("targets"):
-        num_layers, code_weights = len(cls_logits), code_weights_like(config, box_preds)
+        num_layers, code_weights = len(cls_logits), row_tensor(config.code_weights, box_preds)
         counts, mean_counts = _counts(num_matched(assignment), dn, cls_logits.dtype, reduce_mean)
         cls_counts = mean_counts if config.sync_cls_avg_factor else counts
         labels = class_targets(assignment, gt.labels, config.num_classes)

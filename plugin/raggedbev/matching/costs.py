@@ -31,8 +31,10 @@ __all__ = [
 ]
 
 
-def row_tensor(values: Sequence[float], like: Tensor) -> Tensor:
-    """[len(values)] in dtype and on the device of `like`, filled there: nothing is copied from the host."""
+def row_tensor(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """[len(values)] in dtype and on the device of `like`; host numbers are filled in there, not copied."""
+    if isinstance(values, Tensor):
+        return values.to(like)
     return torch.cat([torch.full((1,), float(value), dtype=like.dtype, device=like.device) for value in values])
 
 
@@ -157,8 +159,7 @@ def box3d_l1_cost(
         [..., G, P].
     """
     if code_weights is not None:
-        factors = code_weights if isinstance(code_weights, Tensor) else row_tensor(code_weights, box_preds)
-        factors = factors.to(box_preds)
+        factors = row_tensor(code_weights, box_preds)
         if factors.shape != box_preds.shape[-1:]:
             raise ValueError(f"code_weights must have {box_preds.shape[-1]} entries, got {tuple(factors.shape)}")
         box_preds, targets = box_preds * factors, targets * factors

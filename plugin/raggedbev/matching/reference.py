@@ -109,8 +109,7 @@ class PerSampleMatcher3D:
         with stage("cost"):
             targets = normalize_box3d(gt_boxes.to(box_preds.dtype))
             if code_weights is not None:
-                tensor = isinstance(code_weights, Tensor)
-                factors = code_weights.to(box_preds) if tensor else row_tensor(code_weights, box_preds)
+                factors = row_tensor(code_weights, box_preds)
                 box_preds, targets = box_preds * factors, targets * factors
             if not with_velo:
                 box_preds, targets = box_preds[:, :8], targets[:, :8]

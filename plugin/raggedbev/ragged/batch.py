@@ -39,7 +39,7 @@ def _may_read_values(tensor: Tensor) -> bool:
 
 
 class Layout:
-    """Sizes and mask of a ragged batch, made of each other when asked for; shared by all batches with the same raggedness.
+    """Sizes and mask, made of each other when asked for; shared by all batches with the same raggedness.
 
     Args:
         sample_sizes: [*batch] int64 or None when only the mask is known.
