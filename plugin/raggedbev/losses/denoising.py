@@ -53,7 +53,7 @@ class DenoisingConfig:
             raise ValueError(f"groups must be at least 1, got {self.groups}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenoisingQueries:
     """Denoising queries of a batch, P = groups * single_pad positions per sample.
 
@@ -83,7 +83,7 @@ class DenoisingQueries:
         return self.groups * self.single_pad
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenoisingOutput:
     """What the decoder predicted for the denoising queries.
 

@@ -30,7 +30,7 @@ def _check_lists(kind: str, unit: str, widths: dict[str, tuple[list[Tensor], int
                 raise ValueError(f"{kind}: {name} of {unit} {index} must be int64, got {tensor.dtype}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroundTruth3D:
     """3D objects of a batch.
 
@@ -65,7 +65,7 @@ class GroundTruth3D:
             return combine_data(self.label_list, other_with_same_sample_sizes=boxes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GroundTruth2D:
     """2D objects of all images of a batch; one entry per image, sample by sample and camera by camera.
 

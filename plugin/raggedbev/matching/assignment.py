@@ -23,7 +23,7 @@ _SOLVERS = ("auto", "scipy")
 _NONFINITE = ("report", "last_resort")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LinearAssignment:
     """Result of `linear_assignment`.
 
