@@ -22,9 +22,10 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, load_checkpoint
 from mmengine.structures import InstanceData
 
+from raggedbev.mm.engine import allow_checkpoint_globals
 from raggedbev.profiling import stage
 from raggedbev.profiling.loss_scope import LossSettings
 from raggedbev.profiling.report import FORWARD, HEAD_2D, HEAD_3D, ITERATION, LOSS, OPTIMIZATION
@@ -126,15 +127,18 @@ class IterationArm:
         self.steps = 0
         self._mark_stages()
 
-    def losses(self, batch: dict[str, Any]) -> dict[str, float]:
-        """Losses of one batch without a training step; the streams start anew before and after it."""
+    def losses(self) -> dict[str, float]:
+        """Losses of all batches without training; the streams start anew before and after them."""
+        found: dict[str, float] = {}
         self.model.reset_memory()
-        _seed_all(self.seed)
-        data = self.model.data_preprocessor(copy.deepcopy(batch), True)
-        with torch.no_grad():
-            found = self.model(**data, mode="loss")
+        for number, batch in enumerate(self.batches):
+            _seed_all(self.seed + number)
+            data = self.model.data_preprocessor(copy.deepcopy(batch), True)
+            with torch.no_grad():
+                losses = self.model(**data, mode="loss")
+            found |= {f"{key} of batch {number}": float(value) for key, value in losses.items()}
         self.model.reset_memory()
-        return {key: float(value) for key, value in found.items()}
+        return found
 
     def __call__(self) -> None:
         """One training step on the next batch."""
@@ -157,13 +161,29 @@ class IterationArm:
 
 
 def build_arms(
-    config: Config, device: torch.device, batches: list[dict[str, Any]], seed: int
+    config: Config, device: torch.device, batches: list[dict[str, Any]], seed: int, checkpoint: str | None = None
 ) -> dict[str, IterationArm]:
-    """The per-sample version (arm `published`) and the batched one of a config, with the same weights and batches."""
+    """The per-sample version (arm `published`) and the batched one of a config, with the same weights and batches.
+
+    Args:
+        config: Either version.
+        device: Where they train.
+        batches: What they go through in turn.
+        seed: Seed of weights and steps.
+        checkpoint: File of weights to start from; default: new weights.
+
+    Raises:
+        FileNotFoundError: There is no such checkpoint.
+    """
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"no checkpoint file {checkpoint}")
     arms = {
         "published": IterationArm(twin(config.model, batched=False), config.optim_wrapper, device, seed),
         "batched": IterationArm(twin(config.model, batched=True), config.optim_wrapper, device, seed),
     }
+    if checkpoint is not None:
+        allow_checkpoint_globals()
+        load_checkpoint(arms["published"].model, checkpoint, map_location=device, strict=True)
     arms["batched"].model.load_state_dict(arms["published"].model.state_dict())
     for arm in arms.values():
         arm.batches = batches

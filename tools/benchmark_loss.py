@@ -49,6 +49,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--predictions", choices=["untrained", "trained"], default="untrained", help="scope loss")
     parser.add_argument("--infos", help="info file to take the ground truth from (default: drawn like nuScenes)")
     parser.add_argument("--real-data", action="store_true", help="scope iteration: batches of the config's data set")
+    parser.add_argument("--checkpoint", help="scope iteration: start from these weights (default: new ones)")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the report here")
@@ -80,6 +81,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--scope iteration needs an mm config, got the preset {args.config}")
     if args.real_data and args.scope == "loss":
         raise ValueError("--real-data belongs to --scope iteration; scope loss takes ground truth from --infos")
+    if args.checkpoint and args.scope == "loss":
+        raise ValueError("--checkpoint belongs to --scope iteration; scope loss has --predictions trained")
     if args.chart and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--chart needs matplotlib, which is not installed")
 
@@ -126,12 +129,12 @@ def run_iteration(args: argparse.Namespace) -> dict[str, Any]:
         sizes = iteration.sizes_of(config)
         objects = draw_objects(args, sizes, batch_size)
         batches = iteration.synthetic_batches(objects, sizes, STREAM_LENGTH, args.seed)
-    arms = iteration.build_arms(config, torch.device(args.device), batches, args.seed)
+    arms = iteration.build_arms(config, torch.device(args.device), batches, args.seed, args.checkpoint)
     unknown = set(args.arms or ()) - set(arms)
     if unknown:
         raise ValueError(f"--scope iteration has the arms {', '.join(arms)}, got {', '.join(sorted(unknown))}")
     arms = {name: arm for name, arm in arms.items() if name in (args.arms or arms)}
-    agreement = Agreement.of_losses({name: arm.losses(batches[0]) for name, arm in arms.items()})
+    agreement = Agreement.of_losses({name: arm.losses() for name, arm in arms.items()})
     print(agreement.sentence(), flush=True)
     details = {"data": "of the config" if args.real_data else "synthetic"}
     return _measure(args, arms, batch_size, agreement, args.repeats or 3, details)

@@ -72,6 +72,7 @@ BAD = {
     "no repeats": (["--repeats", "0"], "--repeats must be at least 1, got 0"),
     "iteration of a preset": (["small", "--scope", "iteration"], "needs an mm config, got the preset small"),
     "data of a preset": (["small", "--real-data"], "belongs to --scope iteration"),
+    "weights of a preset": (["small", "--checkpoint", "x.pth"], "--checkpoint belongs to --scope iteration"),
     "no info file": (["small", "--infos", "none.pkl"], "no info file at none.pkl"),
     "no config file": (["configs/none.py", "--scope", "iteration"], "no config file configs/none.py"),
 }
