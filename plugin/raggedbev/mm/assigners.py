@@ -7,6 +7,7 @@ see `raggedbev.matching.costs.normalize_box3d`.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,8 +92,9 @@ class _Assigner3D(BaseAssigner):
         gt_of_pred = self._match(cls_pred, bbox_pred, gt_bboxes, gt_labels, code_weights, with_velo)
         return _assign_result(gt_of_pred, gt_labels)
 
+    @abstractmethod
     def _match(self, *args: Any) -> Tensor:
-        raise NotImplementedError
+        """Object of each prediction, -1 for background; the arguments are those that `assign` hands on."""
 
 
 class _Assigner2D(BaseAssigner):
@@ -138,8 +140,9 @@ class _Assigner2D(BaseAssigner):
         gt_of_pred = self._match(cls_pred, bbox_pred, pred_centers2d, gt_bboxes, gt_labels, centers2d, pad_shape)
         return _assign_result(gt_of_pred, gt_labels)
 
+    @abstractmethod
     def _match(self, *args: Any) -> Tensor:
-        raise NotImplementedError
+        """Object of each prediction, -1 for background; the arguments are those that `assign` hands on."""
 
 
 class PerSampleHungarianAssigner3D(_Assigner3D):

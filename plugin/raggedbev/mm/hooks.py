@@ -152,8 +152,8 @@ def _few(names: Iterable[str], count: int = 3) -> str:
 class NonFiniteWarningHook(Hook):
     """Says once, and where, that a head has predicted NaN or infinity.
 
-    The heads replace such predictions, as the published code does, and count them on the device. This hook reads the
-    counts every ``interval`` iterations and at the end: one small transfer then, none in between.
+    The heads count such predictions on the device; their losses treat them as the published code does. This hook reads
+    the counts every ``interval`` iterations and at the end: one small transfer a head then, none in between.
 
     Args:
         interval: Iterations between two reads.
@@ -189,8 +189,9 @@ class NonFiniteWarningHook(Hook):
             self._warned.add(name)
             print_log(
                 f"{name} ({type(model.get_submodule(name)).__name__}) predicted NaN or infinity by iteration "
-                f"{runner.iter + 1} ({'; '.join(layers)} values so far). Training goes on with these values replaced, "
-                "as in the published code; lower the learning rate or check the input if it lasts. This is said once.",
+                f"{runner.iter + 1} ({'; '.join(layers)} values so far). Training goes on as in the published "
+                "code: 3D losses are made finite, 2D losses may be NaN. If it lasts, lower the learning rate or check the "
+                "input. This is said once.",
                 logger="current",
                 level=logging.WARNING,
             )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,8 +69,9 @@ class _FocalLoss(NonfiniteCounter, FocalHeadBase):
             self.count_nonfinite(*(tensor.unsqueeze(0) for tensor in predictions))
             return self._compute(predictions, gt2d, tuple(pad_shape))
 
+    @abstractmethod
     def _compute(self, predictions: list[Tensor], gt: GroundTruth2D, pad_shape: tuple[int, int]) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """The losses, in the way of the subclass."""
 
 
 @MODELS.register_module(force=True)

@@ -1,14 +1,14 @@
-# python tools/train.py configs/streampetr/streampetr_r18-352x128_1xb2-overfit_nuscenes-mini.py
+# python tools/train.py configs/streampetr/streampetr_r18-256x96_1xb2-overfit_nuscenes-mini.py
 #
 # Learns the training scenes of tools/create_mini.py by heart, and is tested on just these: a detector that cannot do
 # this has a mistake in targets, losses, memory, decoder or evaluation. No augmentation, no dropout; 96 frames = 48
 # steps of 2 samples an epoch.
 _base_ = ["./streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py"]
 
-max_iters = 2400
+max_iters = 4000
 ida_aug_conf = dict(
-    resize_lim=(0.22, 0.22),
-    final_dim=(128, 352),
+    resize_lim=(0.16, 0.16),
+    final_dim=(96, 256),
     bot_pct_lim=(0.0, 0.0),
     rot_lim=(0.0, 0.0),
     H=900,
@@ -30,13 +30,13 @@ test_pipeline = [
 ]
 
 model = dict(use_grid_mask=False, image_dtype="bfloat16", pts_bbox_head=dict(scalar=5, transformer=dict(dropout=0.0)))
-train_cfg = dict(max_iters=max_iters, val_interval=800)
+train_cfg = dict(max_iters=max_iters, val_interval=2000)
 optim_wrapper = dict(optimizer=dict(lr=4e-4))
 param_scheduler = [
     dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=200),
     dict(type="CosineAnnealingLR", T_max=max_iters, eta_min_ratio=1e-2, by_epoch=False, begin=0, end=max_iters),
 ]
-default_hooks = dict(checkpoint=dict(interval=600))
+default_hooks = dict(checkpoint=dict(interval=500))
 train_dataloader = dict(
     num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline, keep_in_memory=True)
 )
