@@ -138,8 +138,8 @@ def check_checkpoint(expected: dict[str, torch.Tensor], found: dict[str, torch.T
         return
     raise ValueError(
         f"the checkpoint is of another model: of {len(expected)} weights, {len(missing)} are missing "
-        f"({_few(missing)}), {len(unknown)} are unknown ({_few(unknown)}), {len(shapes)} have another shape ({_few(shapes)}); "
-        "use the config that the checkpoint was trained with"
+        f"({_few(missing)}), {len(unknown)} are unknown ({_few(unknown)}), {len(shapes)} have another shape "
+        f"({_few(shapes)}); use the config that the checkpoint was trained with"
     )
 
 
@@ -189,9 +189,9 @@ class NonFiniteWarningHook(Hook):
             self._warned.add(name)
             print_log(
                 f"{name} ({type(model.get_submodule(name)).__name__}) predicted NaN or infinity by iteration "
-                f"{runner.iter + 1} ({'; '.join(layers)} values so far). Training goes on as in the published "
-                "code: 3D losses are made finite, 2D losses may be NaN. If it lasts, lower the learning rate or check the "
-                "input. This is said once.",
+                f"{runner.iter + 1} ({'; '.join(layers)} values so far). Training goes on as in the published code: 3D "
+                "losses are made finite, 2D losses may be NaN. If it lasts, lower the learning rate or check the input. "
+                "This is said once.",
                 logger="current",
                 level=logging.WARNING,
             )
