@@ -221,8 +221,16 @@ def test_attributes_fit_the_motion(all_scenes: list[layout.Scene]) -> None:
                 if not still:  # forwards, not sideways or backwards
                     assert delta @ (np.cos(yaw), np.sin(yaw)) > 0.97 * distance
                 moved[name] += 1
-    assert {"vehicle.moving", "vehicle.stopped", "vehicle.parked", "pedestrian.moving", "pedestrian.standing",
-            "cycle.with_rider", "cycle.without_rider", ""} == set(moved)
+    assert {
+        "vehicle.moving",
+        "vehicle.stopped",
+        "vehicle.parked",
+        "pedestrian.moving",
+        "pedestrian.standing",
+        "cycle.with_rider",
+        "cycle.without_rider",
+        "",
+    } == set(moved)
 
 
 # -- what the tables say ------------------------------------------------------------------------------------------
@@ -311,8 +319,10 @@ def test_pictures_show_the_annotated_boxes(nusc: NuScenes, scenes: list[layout.S
                 if not len(rows) or local[2].min() < 0.5:
                     continue
                 hull = cv2.convexHull(view_points(local, intrinsic, normalize=True)[:2].T.astype(np.float32))
-                outside = [-cv2.pointPolygonTest(hull, (float(u), float(v)), True) for u, v in
-                           zip(columns[::37], rows[::37], strict=True)]
+                outside = [
+                    -cv2.pointPolygonTest(hull, (float(u), float(v)), True)
+                    for u, v in zip(columns[::37], rows[::37], strict=True)
+                ]
                 assert max(outside) < 1.5, (box.name, max(outside))
                 depth = 1 / view.inverse_depth[rows, columns]
                 assert local[2].min() - 0.02 < depth.min() and depth.max() < local[2].max() + 0.02
@@ -393,8 +403,10 @@ def test_bad_numbers(tmp_path: Path, arguments: dict, sentence: str) -> None:
 def test_command_line_gives_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"precious")
     text = run_tool("tools/create_mini.py", "--out", tmp_path, expect=1)
-    assert text.strip() == f"create_mini: {tmp_path} holds something other than a data set of this tool; " \
-                           "choose another folder"
+    assert (
+        text.strip() == f"create_mini: {tmp_path} holds something other than a data set of this tool; "
+        "choose another folder"
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["photo.jpg"]
 
 

@@ -3,6 +3,7 @@
 In: target folder and sizes. Out: files on disk. Everything is written next to the target first, so an interrupted
 run leaves no half data set behind.
 """
+
 from __future__ import annotations
 
 import json

@@ -2,6 +2,7 @@
 
 In: angles in radians, poses (x, y, yaw). Out: matrices, wxyz quaternions, overlap tests.
 """
+
 from __future__ import annotations
 
 import numpy as np

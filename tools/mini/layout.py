@@ -3,6 +3,7 @@
 In: seed, scene number, keyframe count. Out: a `Scene` with the pose of everything at every keyframe. Objects are
 placed in road coordinates (s along the centre line, d to its left), so that the whole street bends with the road.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,8 +16,16 @@ from .models import MODELS
 from .rig import Sensor, make_rig
 
 FRAME_STEP = 0.5  # seconds between keyframes
-TRAIN_NAMES = ("scene-0061", "scene-0553", "scene-0655", "scene-0757", "scene-0796", "scene-1077", "scene-1094",
-               "scene-1100")
+TRAIN_NAMES = (
+    "scene-0061",
+    "scene-0553",
+    "scene-0655",
+    "scene-0757",
+    "scene-0796",
+    "scene-1077",
+    "scene-1094",
+    "scene-1100",
+)
 VAL_NAMES = ("scene-0103", "scene-0916")
 MAX_OBJECTS = 60  # annotated objects within ANNOTATION_RANGE of the ego car in any keyframe
 ANNOTATION_RANGE = 65.0
@@ -140,8 +149,9 @@ def make_scene(seed: int, index: int, name: str, frames: int) -> Scene:
     sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
     start = 1_532_402_927_647_951 + index * 3_600_000_000
     stamps = [start + round(t * 1e6) for t in times]
-    scene = Scene(index, name, seed, road, drive, make_rig(rng), times, stamps, sun, rng.uniform(0.5, 0.62),
-                  int(rng.integers(3)))
+    scene = Scene(
+        index, name, seed, road, drive, make_rig(rng), times, stamps, sun, rng.uniform(0.5, 0.62), int(rng.integers(3))
+    )
     scene.things = _Placer(scene, rng).fill()
     scene.description = f"Synthetic: {words}" + (", crossing" if road.crossing is not None else "")
     return scene
@@ -355,9 +365,18 @@ class _Placer:
         side = 1.0 if self.rng.random() < 0.5 else -1.0
         begin = self.rng.uniform(2.0, max(self.end - 10.0, 6.0))
         length = self.rng.uniform(16.0, 24.0)
-        self.attempt("construction", lambda: (
-            self.still(begin + self.rng.uniform(5.0, length - 5.0), side * self.rng.uniform(6.0, 7.4),
-                       self.rng.uniform(-np.pi, np.pi)), "vehicle.stopped"), margin=0.4)
+        self.attempt(
+            "construction",
+            lambda: (
+                self.still(
+                    begin + self.rng.uniform(5.0, length - 5.0),
+                    side * self.rng.uniform(6.0, 7.4),
+                    self.rng.uniform(-np.pi, np.pi),
+                ),
+                "vehicle.stopped",
+            ),
+            margin=0.4,
+        )
         gap = self.rng.uniform(2.8, 3.6)
         for k in range(int(length / gap)):
             d = side * (3.75 + self.rng.normal(0.0, 0.08))

@@ -2,6 +2,7 @@
 
 In: blocks in the world and the lidar's pose. Out: points in the nuScenes layout, and the number inside each box.
 """
+
 from __future__ import annotations
 
 import numpy as np

@@ -3,6 +3,7 @@
 In: a kind of object ("car", "pedestrian", "house", ...). Out: its `Model`, and for one object the corners of its
 blocks. All coordinates are those of the object: x forward, y left, z up, origin in the middle of the footprint.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -15,9 +16,7 @@ from .textures import hsv_colour
 # A face lists its corners as seen from outside: bottom left, bottom right, top right, top left.
 FACES = ("front", "back", "left", "right", "top", "bottom")
 LEFT = FACES.index("left")  # shows the mirrored texture of the right side
-FACE_CORNERS = np.array(
-    [[0, 1, 5, 4], [2, 3, 7, 6], [1, 2, 6, 5], [3, 0, 4, 7], [6, 7, 4, 5], [2, 1, 0, 3]]
-)
+FACE_CORNERS = np.array([[0, 1, 5, 4], [2, 3, 7, 6], [1, 2, 6, 5], [3, 0, 4, 7], [6, 7, 4, 5], [2, 1, 0, 3]])
 INSET = 0.03  # metres between the annotated box and the visible surface, at most 4 % of a side
 
 
@@ -102,16 +101,27 @@ def _same(skin: str, top: str | None = None) -> tuple[str, str, str, str]:
 def _rider(top: float) -> tuple[Block, ...]:
     """A person sitting upright between 45 % of the height and `top`."""
     return (
-        Block((-0.2, 0.06), (-0.32, 0.32), (0.45, top - 0.17), ("torso_front", "torso_back", "torso_side", "trim"),
-              top_x=(-0.1, 0.1)),
+        Block(
+            (-0.2, 0.06),
+            (-0.32, 0.32),
+            (0.45, top - 0.17),
+            ("torso_front", "torso_back", "torso_side", "trim"),
+            top_x=(-0.1, 0.1),
+        ),
         Block((-0.06, 0.08), (-0.15, 0.15), (top - 0.17, top), ("face", "hair", "head_side", "hair")),
     )
 
 
 _CAR = (
     Block(FULL, FULL, (0.0, 0.56), ("car_front", "car_back", "car_side", "paint"), (-0.49, 0.47), (-0.48, 0.48)),
-    Block((-0.46, 0.24), (-0.47, 0.47), (0.56, 1.0), ("windscreen", "rear_glass", "cabin_side", "paint"),
-          (-0.36, 0.08), (-0.38, 0.38)),
+    Block(
+        (-0.46, 0.24),
+        (-0.47, 0.47),
+        (0.56, 1.0),
+        ("windscreen", "rear_glass", "cabin_side", "paint"),
+        (-0.36, 0.08),
+        (-0.38, 0.38),
+    ),
 )
 _TRUCK = (
     Block((-0.48, 0.48), (-0.47, 0.47), (0.0, 0.2), ("dark", "dark", "chassis_side", "dark")),
@@ -132,11 +142,14 @@ _DIGGER = (
     Block((0.32, 0.5), (-0.1, 0.5), (0.02, 0.34), _same("steel"), (0.38, 0.46)),
 )
 _PERSON = (
-    Block((-0.3, 0.3), (-0.32, 0.32), (0.0, 0.48), ("legs_front", "legs_front", "legs_side", "trim"),
-          top_x=(-0.24, 0.24)),
+    Block(
+        (-0.3, 0.3), (-0.32, 0.32), (0.0, 0.48), ("legs_front", "legs_front", "legs_side", "trim"), top_x=(-0.24, 0.24)
+    ),
     Block((-0.36, 0.36), FULL, (0.48, 0.84), ("torso_front", "torso_back", "torso_side", "paint"), top_y=(-0.44, 0.44)),
     Block((-0.18, 0.2), (-0.19, 0.19), (0.84, 1.0), ("face", "hair", "head_side", "hair")),
 )
+
+
 def _wheel(middle: float, radius: float, half_width: float, height: float) -> tuple[Block, ...]:
     """A six-sided wheel on the ground: `radius` along x and `height` of its axle, in fractions."""
     full, flat = (middle - radius, middle + radius), (middle - 0.45 * radius, middle + 0.45 * radius)
@@ -169,35 +182,111 @@ MODELS: dict[str, Model] = {
     "bus": Model("vehicle.bus.rigid", (2.95, 11.2, 3.45), 0.04, _BUS, 50, (110, 22), (0.45, 0.75), (0.4, 0.75)),
     "trailer": Model("vehicle.trailer", (2.85, 11.5, 3.8), 0.05, _TRAILER, 70, (275, 14), (0.4, 0.7), (0.45, 0.7)),
     "construction": Model("vehicle.construction", (2.8, 6.5, 3.2), 0.06, _DIGGER, 45, (50, 4), (0.85, 1.0), (0.8, 1.0)),
-    "pedestrian": Model("human.pedestrian.adult", (0.67, 0.72, 1.76), 0.06, _PERSON, 25, (0, 180), (0.3, 0.8),
-                        (0.35, 0.9), ((0.1, 0.5), (0.15, 0.45))),
-    "motorcycle": Model("vehicle.motorcycle", (0.78, 2.1, 1.3), 0.05, _MOTORCYCLE, 40, (335, 14), (0.7, 0.95),
-                        (0.45, 0.8)),
-    "motorcycle_rider": Model("vehicle.motorcycle", (0.78, 2.1, 1.62), 0.05, _MOTORCYCLE + _rider(1.0), 40, (335, 14),
-                              (0.7, 0.95), (0.45, 0.8), ((0.0, 0.3), (0.15, 0.4))),
+    "pedestrian": Model(
+        "human.pedestrian.adult",
+        (0.67, 0.72, 1.76),
+        0.06,
+        _PERSON,
+        25,
+        (0, 180),
+        (0.3, 0.8),
+        (0.35, 0.9),
+        ((0.1, 0.5), (0.15, 0.45)),
+    ),
+    "motorcycle": Model(
+        "vehicle.motorcycle", (0.78, 2.1, 1.3), 0.05, _MOTORCYCLE, 40, (335, 14), (0.7, 0.95), (0.45, 0.8)
+    ),
+    "motorcycle_rider": Model(
+        "vehicle.motorcycle",
+        (0.78, 2.1, 1.62),
+        0.05,
+        _MOTORCYCLE + _rider(1.0),
+        40,
+        (335, 14),
+        (0.7, 0.95),
+        (0.45, 0.8),
+        ((0.0, 0.3), (0.15, 0.4)),
+    ),
     "bicycle": Model("vehicle.bicycle", (0.6, 1.72, 1.1), 0.05, _BICYCLE, 30, (172, 12), (0.7, 0.95), (0.5, 0.85)),
-    "bicycle_rider": Model("vehicle.bicycle", (0.6, 1.72, 1.72), 0.05, _BICYCLE + _rider(1.0), 30, (172, 12),
-                           (0.7, 0.95), (0.5, 0.85), ((0.0, 0.3), (0.4, 0.7))),
-    "cone": Model("movable_object.trafficcone", (0.41, 0.41, 1.05), 0.06,
-                  (Block(FULL, FULL, (0.0, 0.06), _same("dark")),
-                   Block((-0.4, 0.4), (-0.4, 0.4), (0.06, 1.0), _same("cone"), (-0.09, 0.09), (-0.09, 0.09))), 110),
-    "barrier": Model("movable_object.barrier", (2.45, 0.52, 0.99), 0.05,
-                     (Block(FULL, FULL, (0.0, 1.0), ("barrier_long", "barrier_long", "barrier_end", "steel"),
-                            (-0.3, 0.3)),), 80),
-    "house_a": Model("", (13.0, 18.0, 8.5), 0.15, (Block(FULL, FULL, (0, 1), _same("house_a", "roof")),), 35,
-                     (28, 20), (0.1, 0.4), (0.5, 0.8)),
-    "house_b": Model("", (12.0, 24.0, 12.0), 0.15, (Block(FULL, FULL, (0, 1), _same("house_b", "roof")),), 35,
-                     (15, 25), (0.1, 0.35), (0.4, 0.7)),
-    "house_c": Model("", (14.0, 20.0, 10.0), 0.15, (Block(FULL, FULL, (0, 1), _same("house_c", "roof")),), 35,
-                     (210, 40), (0.03, 0.15), (0.5, 0.8)),
-    "tree": Model("", (3.6, 3.6, 6.5), 0.12,
-                  (Block((-0.06, 0.06), (-0.06, 0.06), (0, 0.4), _same("bark")),
-                   Block((-0.4, 0.4), (-0.4, 0.4), (0.34, 0.62), _same("leaves"), FULL, FULL),
-                   Block(FULL, FULL, (0.62, 1.0), _same("leaves"), (-0.18, 0.18), (-0.18, 0.18))), 30,
-                  (100, 15), (0.4, 0.6), (0.25, 0.4)),
-    "pole": Model("", (0.24, 0.9, 6.5), 0.05,
-                  (Block((-0.5, -0.26), FULL, (0, 1), _same("steel")),
-                   Block((-0.26, 0.5), FULL, (0.95, 1.0), _same("steel"))), 60),
+    "bicycle_rider": Model(
+        "vehicle.bicycle",
+        (0.6, 1.72, 1.72),
+        0.05,
+        _BICYCLE + _rider(1.0),
+        30,
+        (172, 12),
+        (0.7, 0.95),
+        (0.5, 0.85),
+        ((0.0, 0.3), (0.4, 0.7)),
+    ),
+    "cone": Model(
+        "movable_object.trafficcone",
+        (0.41, 0.41, 1.05),
+        0.06,
+        (
+            Block(FULL, FULL, (0.0, 0.06), _same("dark")),
+            Block((-0.4, 0.4), (-0.4, 0.4), (0.06, 1.0), _same("cone"), (-0.09, 0.09), (-0.09, 0.09)),
+        ),
+        110,
+    ),
+    "barrier": Model(
+        "movable_object.barrier",
+        (2.45, 0.52, 0.99),
+        0.05,
+        (Block(FULL, FULL, (0.0, 1.0), ("barrier_long", "barrier_long", "barrier_end", "steel"), (-0.3, 0.3)),),
+        80,
+    ),
+    "house_a": Model(
+        "",
+        (13.0, 18.0, 8.5),
+        0.15,
+        (Block(FULL, FULL, (0, 1), _same("house_a", "roof")),),
+        35,
+        (28, 20),
+        (0.1, 0.4),
+        (0.5, 0.8),
+    ),
+    "house_b": Model(
+        "",
+        (12.0, 24.0, 12.0),
+        0.15,
+        (Block(FULL, FULL, (0, 1), _same("house_b", "roof")),),
+        35,
+        (15, 25),
+        (0.1, 0.35),
+        (0.4, 0.7),
+    ),
+    "house_c": Model(
+        "",
+        (14.0, 20.0, 10.0),
+        0.15,
+        (Block(FULL, FULL, (0, 1), _same("house_c", "roof")),),
+        35,
+        (210, 40),
+        (0.03, 0.15),
+        (0.5, 0.8),
+    ),
+    "tree": Model(
+        "",
+        (3.6, 3.6, 6.5),
+        0.12,
+        (
+            Block((-0.06, 0.06), (-0.06, 0.06), (0, 0.4), _same("bark")),
+            Block((-0.4, 0.4), (-0.4, 0.4), (0.34, 0.62), _same("leaves"), FULL, FULL),
+            Block(FULL, FULL, (0.62, 1.0), _same("leaves"), (-0.18, 0.18), (-0.18, 0.18)),
+        ),
+        30,
+        (100, 15),
+        (0.4, 0.6),
+        (0.25, 0.4),
+    ),
+    "pole": Model(
+        "",
+        (0.24, 0.9, 6.5),
+        0.05,
+        (Block((-0.5, -0.26), FULL, (0, 1), _same("steel")), Block((-0.26, 0.5), FULL, (0.95, 1.0), _same("steel"))),
+        60,
+    ),
 }
 DETECTION_KINDS = tuple(kind for kind, model in MODELS.items() if model.category)
 

@@ -6,6 +6,7 @@ the inverse depth of every pixel, and how much of each object is seen.
 Inverse depth is affine in pixel coordinates on a plane, so the depth test needs no interpolation. The world stands
 still at the keyframe's time stamp, as the annotations do; each camera sees it from where the car is at exposure.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -152,7 +153,10 @@ def _draw_sky(image: np.ndarray, backdrop: Backdrop, sensor: Sensor, rotation: n
     # cv2.resize works on pixel centres; shift its grid by the half cell it would otherwise be off.
     fine = [cv2.resize(m.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) for m in (map_x, map_y)]
     image[:rows] = cv2.remap(
-        backdrop.sky, fine[0][:rows, :IMAGE_WIDTH], fine[1][:rows, :IMAGE_WIDTH], cv2.INTER_LINEAR,
+        backdrop.sky,
+        fine[0][:rows, :IMAGE_WIDTH],
+        fine[1][:rows, :IMAGE_WIDTH],
+        cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_WRAP,
     )
 
@@ -173,8 +177,13 @@ def _draw_ground(
         if end > begin:
             matrix = _shift_rows(begin) @ to_camera @ np.linalg.inv(ground.to_pixels(level))
             cv2.warpPerspective(
-                ground.levels[level], matrix, (IMAGE_WIDTH, end - begin), dst=image[begin:end],
-                flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=ground.plain,
+                ground.levels[level],
+                matrix,
+                (IMAGE_WIDTH, end - begin),
+                dst=image[begin:end],
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=ground.plain,
             )
     darkness, to_shadow = shadow
     rows = IMAGE_HEIGHT - top
@@ -333,7 +342,10 @@ class _Rasteriser:
         half = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
         shift = np.array([[1.0, 0.0, -x0], [0.0, 1.0, -y0], [0.0, 0.0, 1.0]])
         return cv2.warpPerspective(
-            painted, shift @ self.k @ plane @ half, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR,
+            painted,
+            shift @ self.k @ plane @ half,
+            (x1 - x0, y1 - y0),
+            flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
 

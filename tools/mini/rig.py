@@ -3,6 +3,7 @@
 In: a random generator for the small differences between cars. Out: `Sensor`s with their pose in the ego frame
 (x forward, y left, z up, origin on the ground under the rear axle) and, for cameras, the intrinsics.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

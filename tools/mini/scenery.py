@@ -2,6 +2,7 @@
 
 In: a `Scene`. Out: `Ground` (an image pyramid with its place in the world) and a sky panorama.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

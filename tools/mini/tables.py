@@ -3,6 +3,7 @@
 In: the scenes and what was observed in every keyframe (`FrameRecord`). Out: lists of dicts, ready for JSON.
 Tokens are hashes of what they name, so they depend on the seed alone.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -115,8 +116,16 @@ def build_tables(scenes: list[Scene], records: list[list[FrameRecord]], seed: in
             for s in scenes[0].rig
         ],
     }
-    for name in ("log", "scene", "calibrated_sensor", "sample", "sample_data", "ego_pose", "instance",
-                 "sample_annotation"):
+    for name in (
+        "log",
+        "scene",
+        "calibrated_sensor",
+        "sample",
+        "sample_data",
+        "ego_pose",
+        "instance",
+        "sample_annotation",
+    ):
         tables[name] = []
     for scene, frames in zip(scenes, records, strict=True):
         _add_scene(tables, scene, seed)

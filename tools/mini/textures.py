@@ -3,6 +3,7 @@
 In: a texture name. Out: an image pyramid of arrays [S, S, 5]: three colour channels (BGR, 0..255) of the fixed
 drawing, then the weights of the object's main paint and of its second colour (trim).
 """
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -88,34 +89,58 @@ def _drawings() -> dict[str, Canvas]:
         "skin": c(SKIN),
         "hair": c(HAIR),
         # car
-        "car_side": c(PAINT).rect(0, 0, 1, 0.16, DARK).rect(0.44, 0.3, 0.46, 0.95, DARK).rect(0, 0.86, 1, 0.92, LIGHT)
-        .rect(0.94, 0.62, 1, 0.82, LAMP).rect(0, 0.62, 0.05, 0.82, TAIL).wheels(0.19, 0.8, height=0.55),
-        "car_front": c(PAINT).rect(0, 0, 1, 0.16, DARK).rect(0.3, 0.3, 0.7, 0.62, BLACK)
+        "car_side": c(PAINT)
+        .rect(0, 0, 1, 0.16, DARK)
+        .rect(0.44, 0.3, 0.46, 0.95, DARK)
+        .rect(0, 0.86, 1, 0.92, LIGHT)
+        .rect(0.94, 0.62, 1, 0.82, LAMP)
+        .rect(0, 0.62, 0.05, 0.82, TAIL)
+        .wheels(0.19, 0.8, height=0.55),
+        "car_front": c(PAINT)
+        .rect(0, 0, 1, 0.16, DARK)
+        .rect(0.3, 0.3, 0.7, 0.62, BLACK)
         .pair(0.03, 0.58, 0.85, 0.2, LAMP),
-        "car_back": c(PAINT).rect(0, 0, 1, 0.2, DARK).rect(0.36, 0.34, 0.64, 0.56, WHITE)
+        "car_back": c(PAINT)
+        .rect(0, 0, 1, 0.2, DARK)
+        .rect(0.36, 0.34, 0.64, 0.56, WHITE)
         .pair(0.0, 0.55, 0.9, 0.22, TAIL),
         "cabin_side": c(PAINT).rect(0.08, 0.12, 0.92, 0.86, GLASS).rect(0.48, 0, 0.53, 1, PAINT),
         "windscreen": c(PAINT).rect(0.07, 0.06, 0.93, 0.92, SKY_GLASS),
         "rear_glass": c(PAINT).rect(0.1, 0.15, 0.9, 0.85, BLACK),
         # truck
         "cab_side": c(PAINT).rect(0.2, 0.5, 0.85, 0.88, GLASS).rect(0.1, 0.1, 0.14, 0.9, DARK),
-        "cab_front": c(PAINT).rect(0.06, 0.5, 0.94, 0.9, SKY_GLASS).rect(0.25, 0.16, 0.75, 0.42, BLACK)
+        "cab_front": c(PAINT)
+        .rect(0.06, 0.5, 0.94, 0.9, SKY_GLASS)
+        .rect(0.25, 0.16, 0.75, 0.42, BLACK)
         .pair(0.03, 0.08, 0.26, 0.16, LAMP),
         "cargo_side": c(TRIM).rect(0, 0.42, 1, 0.58, PAINT).stripes(9, 0, GREY, 0.06),
         "cargo_back": c(TRIM).rect(0.48, 0, 0.52, 1, DARK).rect(0, 0, 1, 0.08, RED).pair(0.02, 0.1, 0.24, 0.16, TAIL),
         "chassis_side": c(DARK).wheels(0.12, 0.26, 0.85, radius=0.065, height=0.95),
         # bus
-        "bus_side": c(PAINT).rect(0, 0.48, 1, 0.86, GLASS).stripes(8, 0, PAINT, 0.08).rect(0, 0, 1, 0.48, PAINT)
-        .rect(0, 0.34, 1, 0.42, TRIM).rect(0.9, 0.08, 0.97, 0.84, GLASS).rect(0, 0.86, 1, 1, PAINT)
+        "bus_side": c(PAINT)
+        .rect(0, 0.48, 1, 0.86, GLASS)
+        .stripes(8, 0, PAINT, 0.08)
+        .rect(0, 0, 1, 0.48, PAINT)
+        .rect(0, 0.34, 1, 0.42, TRIM)
+        .rect(0.9, 0.08, 0.97, 0.84, GLASS)
+        .rect(0, 0.86, 1, 1, PAINT)
         .wheels(0.22, 0.76, radius=0.05, height=0.27),
-        "bus_front": c(PAINT).rect(0.04, 0.36, 0.96, 0.84, SKY_GLASS).rect(0.2, 0.87, 0.8, 0.97, AMBER)
-        .pair(0.05, 0.12, 0.24, 0.17, LAMP).rect(0, 0, 1, 0.06, BLACK),
-        "bus_back": c(PAINT).rect(0.12, 0.55, 0.88, 0.82, BLACK).rect(0.2, 0.12, 0.8, 0.38, DARK)
+        "bus_front": c(PAINT)
+        .rect(0.04, 0.36, 0.96, 0.84, SKY_GLASS)
+        .rect(0.2, 0.87, 0.8, 0.97, AMBER)
+        .pair(0.05, 0.12, 0.24, 0.17, LAMP)
+        .rect(0, 0, 1, 0.06, BLACK),
+        "bus_back": c(PAINT)
+        .rect(0.12, 0.55, 0.88, 0.82, BLACK)
+        .rect(0.2, 0.12, 0.8, 0.38, DARK)
         .pair(0.02, 0.12, 0.42, 0.1, TAIL),
         # trailer
         "trailer_side": c(TRIM).stripes(16, 0, LIGHT, 0.4).rect(0, 0, 1, 0.1, PAINT).rect(0, 0.9, 1, 1, PAINT),
-        "trailer_back": c(WHITE).stripes(4, 1.0, RED).rect(0.12, 0.2, 0.88, 0.92, TRIM)
-        .rect(0.48, 0.2, 0.52, 0.92, DARK).pair(0.02, 0.02, 0.14, 0.18, TAIL),
+        "trailer_back": c(WHITE)
+        .stripes(4, 1.0, RED)
+        .rect(0.12, 0.2, 0.88, 0.92, TRIM)
+        .rect(0.48, 0.2, 0.52, 0.92, DARK)
+        .pair(0.02, 0.02, 0.14, 0.18, TAIL),
         "trailer_front": c(TRIM).rect(0.1, 0.1, 0.9, 0.9, GREY),
         "trailer_chassis": c(BLACK).rect(0.5, 0.45, 0.8, 1, STEEL).wheels(0.1, 0.21, 0.32, radius=0.055, height=0.95),
         # construction vehicle
@@ -166,9 +191,7 @@ def texture_pyramids() -> dict[str, list[np.ndarray]]:
     return pyramids
 
 
-def paint_texture(
-    layers: np.ndarray, paint: np.ndarray, trim: np.ndarray, light: float, air: np.ndarray
-) -> np.ndarray:
+def paint_texture(layers: np.ndarray, paint: np.ndarray, trim: np.ndarray, light: float, air: np.ndarray) -> np.ndarray:
     """Fill the colour slots, light the face and add the air in front of it.
 
     Args:

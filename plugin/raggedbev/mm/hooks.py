@@ -190,8 +190,8 @@ class NonFiniteWarningHook(Hook):
             print_log(
                 f"{name} ({type(model.get_submodule(name)).__name__}) predicted NaN or infinity by iteration "
                 f"{runner.iter + 1} ({'; '.join(layers)} values so far). Training goes on as in the published code: 3D "
-                "losses are made finite, 2D losses may be NaN. If it lasts, lower the learning rate or check the input. "
-                "This is said once.",
+                "losses are made finite, 2D losses may be NaN. If it lasts, lower the learning rate or check the "
+                "input. This is said once.",
                 logger="current",
                 level=logging.WARNING,
             )
