@@ -1,8 +1,7 @@
 """The loss of StreamPETR's 2D head (FocalHead), for all images at once.
 
-In: predictions of every token of every image, 2D ground truth, an assigner with `assign_batch`. Out: one scalar
-    tensor per published
-loss name. Nothing is read from the device (the assigner decides about itself).
+In: predictions of every token of every image, 2D ground truth, an assigner with `assign_batch`. Out: one scalar tensor
+per published loss name. Nothing is read from the device (the assigner decides about itself).
 """
 
 from __future__ import annotations

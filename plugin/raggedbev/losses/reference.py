@@ -1,5 +1,6 @@
-"""The losses one sample at a time, as the published heads compute them: the meaning of the batched losses, and the
-benchmark's baseline.
+"""The losses one sample at a time, as the published heads compute them.
+
+They are the meaning of the batched losses, and the benchmark's baseline.
 
 In and out as in `streampetr.py` and `focal2d.py`. Every layer, sample and (in the published arm) object is a step of
 a Python loop that reads the device. Two arms give the same numbers:

@@ -102,8 +102,7 @@ def masked_l1_sum(preds: Tensor, targets: Tensor, keep: Tensor, code_weights: Te
     """Weighted L1 loss of the rows in `keep`, summed per layer.
 
     Rows that do not count are replaced before the subtraction, on both sides: neither their values nor their
-        gradients, NaN and infinity
-    included, reach the result.
+    gradients, NaN and infinity included, reach the result.
 
     Args:
         preds: [L, B, K, D].

@@ -1,8 +1,8 @@
 """The loss of StreamPETR's 3D head, for all decoder layers and samples at once.
 
 In: predictions [L, B, Q, ...], ground truth, an assigner with `assign_batch`, optionally what was predicted for
-    denoising queries.
-Out: one scalar tensor per published loss name. Nothing is read from the device (the assigner decides about itself).
+denoising queries. Out: one scalar tensor per published loss name. Nothing is read from the device (the assigner
+decides about itself).
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Loss terms, unreduced: predictions and targets in, one value per row out; sums, weights and normalisers are the
-caller's."""
+"""Loss terms, unreduced: predictions and targets in, one value per row out.
+
+Sums, weights and normalisers are the caller's.
+"""
 
 from __future__ import annotations
 

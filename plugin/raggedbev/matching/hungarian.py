@@ -1,5 +1,6 @@
-"""Matchers: predictions of all layers and samples and padded ground truth in, one assignment for each layer and
-sample out.
+"""Matchers of whole batches.
+
+In: predictions of all layers and samples, padded ground truth. Out: one assignment for each layer and sample.
 
 The settings of a matcher are those of StreamPETR's two Hungarian assigners. Costs of the terms are added up,
 non-finite sums replaced as published, and all problems solved in one call.
@@ -109,8 +110,16 @@ class HungarianMatcher3D:
         code_weights: Sequence[float] | Tensor | None = None,
         with_velo: bool = False,
     ) -> LinearAssignment:
-        """Assignment for [..., B, P, C] and [..., B, P, 10] against ground truth [B, G, 9] and [B, G]: every leading
-        index and sample."""
+        """Assignment of every leading index and sample.
+
+        Args:
+            cls_logits: [..., B, P, C] logits.
+            box_preds: [..., B, P, 10] coded boxes.
+            gt_boxes: [B, G, 9] ground truth.
+            gt_labels: [B, G] int64.
+            code_weights: [10] factor of each box coordinate.
+            with_velo: whether velocity counts.
+        """
         with stage("cost"):
             cost = self.cost(cls_logits, box_preds, gt_boxes.tensor, gt_labels.tensor, code_weights, with_velo)
         with stage("matching"):
@@ -192,8 +201,7 @@ class HungarianMatcher2D:
         gt_centers: RaggedBatch,
         pad_shape: tuple[int, int],
     ) -> LinearAssignment:
-        """Assignment for every image: predictions [..., I, P, .] against ground truth [I, G, .]; arguments as in
-        `cost`."""
+        """Assignment of every image: predictions [..., I, P, .], ground truth [I, G, .]; arguments as in `cost`."""
         ground_truth = (gt_boxes.tensor, gt_labels.tensor, gt_centers.tensor)
         with stage("cost"):
             cost = self.cost(cls_logits, box_preds, center_preds, *ground_truth, pad_shape)

@@ -1,9 +1,9 @@
-"""Matching one sample at a time, as the published assigners do it: the meaning of the batched matchers, and the
-benchmark's baseline.
+"""Matching one sample at a time, as the published assigners do it.
+
+It is the meaning of the batched matchers, and the benchmark's baseline.
 
 In: predictions of one decoder layer and sample (or image) and its objects. Out: the object of each prediction. Costs
-    are built as
-[P, G], every call reads the device several times.
+are built as [P, G], every call reads the device several times.
 """
 
 from __future__ import annotations
@@ -140,8 +140,7 @@ class PerSampleMatcher2D:
         gt_centers: Tensor,
         pad_shape: tuple[int, int],
     ) -> Tensor:
-        """[P, C], [P, 4], [P, 2] against [G, 4], [G], [G, 2]: object of each prediction [P] int64, -1 for
-        background."""
+        """[P, C], [P, 4], [P, 2] against [G, 4], [G], [G, 2]: object of each prediction [P] int64, else -1."""
         if len(gt_boxes) == 0 or len(box_preds) == 0:
             return torch.full((len(box_preds),), -1, dtype=torch.long, device=box_preds.device)
         with stage("cost"):

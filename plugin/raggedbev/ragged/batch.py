@@ -1,8 +1,7 @@
 """The ragged batch: samples of different size along one dimension in one padded tensor.
 
 In: a padded tensor with the number of valid entries per sample (or a mask). Out: `RaggedBatch`, on which ordinary
-    batched torch
-code runs, with the raggedness travelling along.
+batched torch code runs, with the raggedness travelling along.
 
     samples      [[a, b], [], [c]]
     tensor       [[a, b], [x, x], [c, x]]     x = filler: any value, NaN included
@@ -372,8 +371,7 @@ class RaggedBatch:
     # -- batch and data dimensions -----------------------------------------------------------------
 
     def _map_batch(self, on_batch: Callable[[Tensor, int], Tensor]) -> RaggedBatch:
-        """Apply `on_batch(tensor, num_trailing_dims)`, a change of the batch dimensions only, to data, sizes and
-        mask."""
+        """Change the batch dimensions of data, sizes and mask by `on_batch(tensor, num_trailing_dims)`."""
         before = self.num_batch_dims
         layout = self._layout.map(on_batch)
         tensor = on_batch(self._tensor, self.dim() - before)

@@ -94,8 +94,7 @@ def _take(data: Tensor, index: Tensor) -> Tensor:
     """data [*batch, N, *rest] at valid indices [*batch, K]: [*batch, K, *rest].
 
     The gradient adds up duplicates in a fixed order: `gather` does on the CPU, advanced indexing on CUDA. Half
-        precision is added up in
-    float32.
+    precision is added up in float32.
     """
     num, rest = index.dim() - 1, data.shape[index.dim() :]
     if data.shape[num] == 0:
@@ -283,8 +282,7 @@ def batched_bool_indexing(data: Data, mask: Tensor, max_num: int | None = None) 
 
 
 def batched_bool_indexing_write(to_write: RaggedBatch, mask: Tensor, into: Data) -> Data:
-    """A copy of `into` whose entries where `mask` is True are those of `to_write`, in order: the inverse of
-    `batched_bool_indexing`.
+    """The inverse of `batched_bool_indexing`: a copy of `into` with `to_write` where `mask` is True, in order.
 
     Args:
         to_write: [*batch, K, ...]; entries beyond the True ones are not written.

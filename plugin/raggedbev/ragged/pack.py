@@ -1,5 +1,7 @@
-"""Packing: (nested) lists of per-sample tensors in, one `RaggedBatch` out, with one host-to-device copy for the whole
-batch."""
+"""Packing: (nested) lists of per-sample tensors in, one `RaggedBatch` out.
+
+There is one host-to-device copy for the whole batch.
+"""
 
 from __future__ import annotations
 
