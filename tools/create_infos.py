@@ -19,8 +19,10 @@ import time
 from pathlib import Path
 
 from infos.entries import build_entries
-from infos.tables import CLASSES, SPLITS, DataError, drop_absent_scenes, open_tables, other_categories, split_samples
+from infos.tables import SPLITS, DataError, drop_absent_scenes, open_tables, other_categories, split_samples
 from tqdm import tqdm
+
+from raggedbev.nuscenes import INFO_CLASSES
 
 
 def create_infos(data_root: Path, version: str, out_dir: Path | None = None, max_sweeps: int = 10) -> dict[str, Path]:
@@ -50,7 +52,7 @@ def create_infos(data_root: Path, version: str, out_dir: Path | None = None, max
     out_dir.mkdir(parents=True, exist_ok=True)
 
     metainfo = {
-        "categories": {name: i for i, name in enumerate(CLASSES)} | dict.fromkeys(other_categories(nusc), -1),
+        "categories": {name: i for i, name in enumerate(INFO_CLASSES)} | dict.fromkeys(other_categories(nusc), -1),
         "dataset": "nuscenes",
         "version": version,
         "info_version": "1.1",

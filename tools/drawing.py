@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from infos.geometry import box_corners, invert_rigid, quaternion_to_matrix
-from infos.tables import CLASSES
+from infos.geometry import box_corners, quaternion_to_matrix
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.patches import Circle, Polygon
+
+from raggedbev.geometry import invert_rigid
+from raggedbev.nuscenes import INFO_CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,7 +65,7 @@ def truth_boxes(info: dict) -> Boxes:
         corners=box_corners(boxes[:, :3], boxes[:, 3:6], rotation),
         center=boxes[:, :3],
         velocity=np.array([one["velocity"] for one in rows], dtype=np.float64).reshape(-1, 2),
-        labels=[CLASSES[one["bbox_label_3d"]].replace("_", " ") for one in rows],
+        labels=[INFO_CLASSES[one["bbox_label_3d"]].replace("_", " ") for one in rows],
         color=TRUTH,
         alpha=np.ones(len(rows)),
     )

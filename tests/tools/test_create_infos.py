@@ -21,7 +21,7 @@ pytest.importorskip("nuscenes")
 
 import create_infos  # noqa: E402
 from infos.geometry import clipped_image_boxes, quaternion_to_matrix  # noqa: E402
-from tiny_nuscenes import CAMERAS, TinyNuScenes  # noqa: E402
+from random_nuscenes import CAMERAS, RandomNuScenes  # noqa: E402
 
 
 def load(path: Path) -> dict:
@@ -31,7 +31,7 @@ def load(path: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    return TinyNuScenes().write(tmp_path_factory.mktemp("tiny") / "data" / "nuscenes")
+    return RandomNuScenes().write(tmp_path_factory.mktemp("tiny") / "data" / "nuscenes")
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_infos_cover_the_awkward_cases(infos):
 
 def test_sequence_fields(root, tmp_path):
     # the second scene of the table is the earlier one; both belong to mini_train here
-    builder = TinyNuScenes(scenes=("scene-0061", "scene-0553"), frames=3, objects=2)
+    builder = RandomNuScenes(scenes=("scene-0061", "scene-0553"), frames=3, objects=2)
     other = builder.write(tmp_path / "root")
     entries = load(create_infos.create_infos(other, "v1.0-mini", tmp_path, max_sweeps=1)["train"])["data_list"]
     assert [entry["scene_name"] for entry in entries] == ["scene-0553"] * 3 + ["scene-0061"] * 3
@@ -120,14 +120,14 @@ def test_sequence_fields(root, tmp_path):
 
 
 def test_sample_without_objects(tmp_path):
-    root = TinyNuScenes(scenes=("scene-0103",), frames=2, objects=0).write(tmp_path / "root")
+    root = RandomNuScenes(scenes=("scene-0103",), frames=2, objects=0).write(tmp_path / "root")
     entries = load(create_infos.create_infos(root, "v1.0-mini")["val"])["data_list"]
     assert [entry["instances"] for entry in entries] == [[], []]
     assert entries[0]["cam_instances"] == {camera: [] for camera in CAMERAS}
 
 
 def test_test_version_has_no_boxes(tmp_path):
-    root = TinyNuScenes(scenes=("scene-0077",), frames=2, objects=0, version="v1.0-test").write(tmp_path / "root")
+    root = RandomNuScenes(scenes=("scene-0077",), frames=2, objects=0, version="v1.0-test").write(tmp_path / "root")
     written = create_infos.create_infos(root, "v1.0-test")
     assert [path.name for path in written.values()] == ["nuscenes_infos_test.pkl"]
     entries = load(written["test"])["data_list"]
@@ -135,14 +135,14 @@ def test_test_version_has_no_boxes(tmp_path):
 
 
 def test_empty_split_warns_and_writes_no_samples(tmp_path, capsys):
-    root = TinyNuScenes(scenes=("scene-0061",), frames=2, objects=1).write(tmp_path / "root")
+    root = RandomNuScenes(scenes=("scene-0061",), frames=2, objects=1).write(tmp_path / "root")
     written = create_infos.create_infos(root, "v1.0-mini")
     assert load(written["val"])["data_list"] == []
     assert "has no samples, because no scene of the root is in the val split" in capsys.readouterr().out
 
 
 def test_scene_without_files_is_left_out(tmp_path, capsys):
-    root = TinyNuScenes(scenes=("scene-0061", "scene-0553"), frames=2, objects=1).write(tmp_path / "root")
+    root = RandomNuScenes(scenes=("scene-0061", "scene-0553"), frames=2, objects=1).write(tmp_path / "root")
     for path in root.glob("samples/*/scene-0553*"):
         path.unlink()
     entries = load(create_infos.create_infos(root, "v1.0-mini")["train"])["data_list"]
@@ -190,7 +190,7 @@ BAD_ROOTS = {
 @pytest.mark.parametrize("case", BAD_ROOTS)
 def test_bad_root_is_one_sentence(case, tmp_path, capsys):
     damage, message = BAD_ROOTS[case]
-    root = TinyNuScenes(scenes=("scene-0061",), frames=2, objects=1).write(tmp_path / "root")
+    root = RandomNuScenes(scenes=("scene-0061",), frames=2, objects=1).write(tmp_path / "root")
     damage(root)
     assert create_infos.main(["--data-root", str(root), "--version", "v1.0-mini"]) == 1
     error = capsys.readouterr().err

@@ -20,15 +20,16 @@ pytest.importorskip("matplotlib")
 import create_infos  # noqa: E402
 import drawing  # noqa: E402
 import visualize  # noqa: E402
-from infos.tables import CLASSES  # noqa: E402
 from PIL import Image, ImageColor  # noqa: E402
-from tiny_nuscenes import TinyNuScenes  # noqa: E402
+from random_nuscenes import RandomNuScenes  # noqa: E402
+
+from raggedbev.nuscenes import INFO_CLASSES  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "root"
-    TinyNuScenes(frames=2).write(folder, Image.new("RGB", (1600, 900), (90, 90, 90)))
+    RandomNuScenes(frames=2).write(folder, Image.new("RGB", (1600, 900), (90, 90, 90)))
     lidar = next(folder.glob("samples/LIDAR_TOP/scene-0103*-0.pcd.bin"))
     np.random.default_rng(0).uniform(-40, 40, (500, 5)).astype(np.float32).tofile(lidar)
     create_infos.create_infos(folder, "v1.0-mini")
@@ -57,7 +58,7 @@ def as_predictions(info: dict, score: float = 0.8) -> list[dict]:
                     "size": [width, length, height],
                     "rotation": (turn * quaternion(axis=[0, 0, 1], angle=yaw)).elements.tolist(),
                     "velocity": velocity[:2].tolist(),
-                    "detection_name": CLASSES[instance["bbox_label_3d"]],
+                    "detection_name": INFO_CLASSES[instance["bbox_label_3d"]],
                     "detection_score": score,
                     "attribute_name": "",
                 }

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infos import tables
-from infos.geometry import box_corners, clipped_image_boxes, heading, invert_rigid
+from infos.geometry import box_corners, clipped_image_boxes, heading
+from raggedbev.geometry import invert_rigid
+from raggedbev.nuscenes import CAMERAS
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
@@ -120,7 +122,7 @@ def _image_entries(nusc: NuScenes, sensors: dict[str, _Sensor]) -> list[dict[str
     lidar = sensors[tables.LIDAR]
     lidar2global = lidar.ego2global @ lidar.sensor2ego
     images: list[dict[str, dict]] = [{} for _ in lidar.records]
-    for camera in tables.CAMERAS:
+    for camera in CAMERAS:
         sensor = sensors[camera]
         cam2img = tables.intrinsics(nusc, sensor.records).tolist()
         cam2ego = _float32_lists(sensor.sensor2ego)
@@ -203,7 +205,7 @@ def _cam_instances(
 ) -> list[dict[str, list[dict]]]:
     """Per sample: camera -> the boxes of the ten classes that meet its image, in the order of the annotations."""
     instances: list[dict[str, list[dict]]] = [{} for _ in sensors[tables.LIDAR].records]
-    for camera in tables.CAMERAS:
+    for camera in CAMERAS:
         sensor = sensors[camera]
         intrinsics = tables.intrinsics(nusc, sensor.records)
         size = np.array([(record["width"], record["height"]) for record in sensor.records], dtype=np.float64)

@@ -33,21 +33,6 @@ def quaternion_to_matrix(quaternion: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def rigid_transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
-    """4x4 matrices [..., 4, 4] from rotations [..., 3, 3] and translations [..., 3] in metres."""
-    transform = np.zeros((*rotation.shape[:-2], 4, 4))
-    transform[..., :3, :3] = rotation
-    transform[..., :3, 3] = translation
-    transform[..., 3, 3] = 1
-    return transform
-
-
-def invert_rigid(transform: np.ndarray) -> np.ndarray:
-    """Inverse of rigid 4x4 transforms [..., 4, 4], by transposing the rotation."""
-    rotation = np.swapaxes(transform[..., :3, :3], -1, -2)
-    return rigid_transform(rotation, -(rotation @ transform[..., :3, 3:])[..., 0])
-
-
 def heading(rotation: np.ndarray) -> np.ndarray:
     """Yaw of rotation matrices [..., 3, 3] in radians, as pyquaternion's ``yaw_pitch_roll`` defines it.
 

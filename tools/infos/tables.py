@@ -14,19 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from infos.geometry import quaternion_to_matrix, rigid_transform
+from infos.geometry import quaternion_to_matrix
+from raggedbev.geometry import rigid_transform
+from raggedbev.nuscenes import CAMERAS, INFO_CLASSES
 
 if TYPE_CHECKING:
     from nuscenes.nuscenes import NuScenes
 
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 LIDAR = "LIDAR_TOP"
 
-# Class numbers of info files (mmdet3d's order, not that of the StreamPETR configs); -1 is any other category.
-CLASSES = (
-    "car", "truck", "trailer", "bus", "construction_vehicle",
-    "bicycle", "motorcycle", "pedestrian", "traffic_cone", "barrier",
-)  # fmt: skip
 # Attribute numbers of info files; the last one stands for "no attribute".
 ATTRIBUTES = (
     "cycle.with_rider", "cycle.without_rider",
@@ -61,7 +57,7 @@ class Annotations:
         size_lwh: [A, 3] length, width, height, metres.
         rotation: [A, 3, 3] box to global.
         velocity: [A, 3] metres per second, NaN where it cannot be estimated, z replaced by 0.
-        label: [A] int64 index into CLASSES or -1.
+        label: [A] int64 index into INFO_CLASSES or -1.
         num_lidar_pts, num_radar_pts: [A] int64.
         attribute: [A] int64 index into ATTRIBUTES.
     """
@@ -260,7 +256,7 @@ def read_annotations(nusc: NuScenes, samples: list[dict]) -> Annotations:
 
 
 def other_categories(nusc: NuScenes) -> list[str]:
-    """Annotated category names outside CLASSES, sorted."""
+    """Annotated category names outside INFO_CLASSES, sorted."""
     from nuscenes.eval.detection.utils import category_to_detection_name
 
     names = {record["category_name"] for record in nusc.sample_annotation}
@@ -297,7 +293,7 @@ def _velocities(nusc: NuScenes, records: list[dict]) -> np.ndarray:
 def _labels(records: list[dict]) -> np.ndarray:
     from nuscenes.eval.detection.utils import category_to_detection_name
 
-    number = {name: CLASSES.index(category_to_detection_name(name)) if category_to_detection_name(name) else -1
+    number = {name: INFO_CLASSES.index(category_to_detection_name(name)) if category_to_detection_name(name) else -1
               for name in {record["category_name"] for record in records}}  # fmt: skip
     return np.array([number[record["category_name"]] for record in records], dtype=np.int64)
 

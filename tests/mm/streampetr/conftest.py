@@ -10,7 +10,7 @@ import torch
 
 from raggedbev.mm.streampetr import transforms, transforms_image  # noqa: F401
 
-from .tiny_nuscenes import make_content, write_dataset
+from .handmade_nuscenes import make_content, write_dataset
 
 
 @pytest.fixture(scope="package", autouse=True)

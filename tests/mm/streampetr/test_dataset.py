@@ -10,7 +10,7 @@ import torch
 from raggedbev.mm.streampetr.dataset import StreamNuScenesDataset, sequence_flags
 from raggedbev.mm.streampetr.samplers import StreamBatchSampler, StreamSampler
 
-from . import tiny_nuscenes as world
+from . import handmade_nuscenes as world
 
 CLASSES = StreamNuScenesDataset.METAINFO["classes"]
 

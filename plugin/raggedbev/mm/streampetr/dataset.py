@@ -19,7 +19,9 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.registry import DATASETS
 from mmengine.fileio import load
 
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+from raggedbev.geometry import invert_rigid
+from raggedbev.nuscenes import CAMERAS, DETECTION_CLASSES
+
 DEFAULT_PREFIX = {
     "pts": "samples/LIDAR_TOP",
     "sweeps": "sweeps/LIDAR_TOP",
@@ -71,16 +73,6 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def invert_rigid(matrix: np.ndarray) -> np.ndarray:
-    """Inverse of a rigid transform [..., 4, 4] by transposing its rotation."""
-    rotation = np.swapaxes(matrix[..., :3, :3], -1, -2)
-    inverse = np.zeros_like(matrix)
-    inverse[..., :3, :3] = rotation
-    inverse[..., :3, 3] = -(rotation @ matrix[..., :3, 3:])[..., 0]
-    inverse[..., 3, 3] = 1
-    return inverse
-
-
 @DATASETS.register_module()
 class StreamNuScenesDataset(NuScenesDataset):
     """nuScenes for models with memory.
@@ -115,18 +107,7 @@ class StreamNuScenesDataset(NuScenesDataset):
     """
 
     METAINFO: ClassVar[dict] = {
-        "classes": (
-            "car",
-            "truck",
-            "construction_vehicle",
-            "bus",
-            "trailer",
-            "barrier",
-            "motorcycle",
-            "bicycle",
-            "pedestrian",
-            "traffic_cone",
-        ),
+        "classes": DETECTION_CLASSES,
         "palette": [
             (255, 158, 0),
             (255, 99, 71),

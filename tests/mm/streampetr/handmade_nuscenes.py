@@ -14,21 +14,9 @@ import cv2
 import numpy as np
 from pyquaternion import Quaternion
 
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+from raggedbev.nuscenes import CAMERAS, INFO_CLASSES
+
 CAMERA_YAWS = np.deg2rad([0.0, -55.0, 55.0, 180.0, 110.0, -110.0])
-# The order of mmdet3d's converter, not that of the models.
-CONVERTER_CLASSES = (
-    "car",
-    "truck",
-    "trailer",
-    "bus",
-    "construction_vehicle",
-    "bicycle",
-    "motorcycle",
-    "pedestrian",
-    "traffic_cone",
-    "barrier",
-)
 CATEGORIES = {
     "vehicle.car": "car",
     "vehicle.truck": "truck",
@@ -223,7 +211,7 @@ def add_frame(tables: dict[str, list], scene: int, frame: int) -> None:
 
 def make_content() -> dict:
     """A whole v2 info file."""
-    categories = {name: label for label, name in enumerate(CONVERTER_CLASSES)} | {"static_object.bicycle_rack": -1}
+    categories = {name: label for label, name in enumerate(INFO_CLASSES)} | {"static_object.bicycle_rack": -1}
     return {
         "metainfo": {"categories": categories, "dataset": "nuscenes", "version": "v1.0-mini", "info_version": "1.1"},
         "data_list": [make_info(scene, frame) for scene in range(len(SCENES)) for frame in range(FRAMES)],
@@ -265,7 +253,7 @@ def make_instance(scene: int, frame: int, item: tuple) -> dict:
     global2lidar = np.linalg.inv(ego_pose(scene, frame) @ LIDAR2EGO)
     box = global2lidar @ object_pose(scene, frame, item)
     width, length, height = item[2]
-    label = CONVERTER_CLASSES.index(CATEGORIES[item[0]]) if CATEGORIES[item[0]] else -1
+    label = INFO_CLASSES.index(CATEGORIES[item[0]]) if CATEGORIES[item[0]] else -1
     return {
         "bbox_3d": [*box[:3, 3].tolist(), length, width, height, np.arctan2(box[1, 0], box[0, 0])],
         "bbox_label": label,
@@ -289,8 +277,8 @@ def make_cam_instances(camera: int) -> list[dict]:
     return [
         {
             "bbox": list(box),
-            "bbox_label": CONVERTER_CLASSES.index(name),
-            "bbox_label_3d": CONVERTER_CLASSES.index(name),
+            "bbox_label": INFO_CLASSES.index(name),
+            "bbox_label_3d": INFO_CLASSES.index(name),
             "center_2d": [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2],
             "depth": depth,
         }

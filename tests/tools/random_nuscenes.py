@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+from raggedbev.nuscenes import CAMERAS
+
 YAWS = (0, -55, 55, 180, 110, -110)  # degrees, camera heading in the ego frame
 CATEGORIES = (
     "vehicle.car",
@@ -45,7 +46,7 @@ def quaternion(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> np.ndarray:
     return multiply(multiply(about(2, yaw), about(1, pitch)), about(0, roll))
 
 
-class TinyNuScenes:
+class RandomNuScenes:
     """Builds the thirteen tables in memory; `write` puts them and the sensor files on disk."""
 
     def __init__(self, scenes=("scene-0061", "scene-0103"), frames=4, objects=30, seed=0, version="v1.0-mini"):
