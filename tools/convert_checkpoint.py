@@ -8,12 +8,11 @@ Example:
 from __future__ import annotations
 
 import argparse
-import pickle
 from pathlib import Path
 
 import torch
 
-from raggedbev.mm.engine import allow_checkpoint_globals, run_as_command
+from raggedbev.mm.engine import require_checkpoint, run_as_command
 from raggedbev.mm.streampetr.checkpoint import convert_published_state_dict
 
 
@@ -28,17 +27,14 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Read, convert, write."""
     args = parse_args()
-    if not args.source.is_file():
-        raise FileNotFoundError(f"no checkpoint file {args.source}")
     if args.target.exists():
         raise ValueError(f"{args.target} exists already; nothing was written")
-    allow_checkpoint_globals()
-    try:
-        checkpoint = torch.load(args.source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise ValueError(f"{args.source} cannot be read as a checkpoint of weights: {error}") from error
+    require_checkpoint(str(args.source))
+    checkpoint = torch.load(args.source, map_location="cpu", weights_only=True)
     state_dict = convert_published_state_dict(checkpoint.get("state_dict", checkpoint))
-    torch.save({"state_dict": state_dict, "meta": {"converted_from": args.source.name}}, args.target)
+    partial = args.target.with_name(args.target.name + ".partial")
+    torch.save({"state_dict": state_dict, "meta": {"converted_from": args.source.name}}, partial)
+    partial.replace(args.target)
     print(f"wrote {args.target}: {len(state_dict)} weights, class channels of the 2D head in config order")
 
 

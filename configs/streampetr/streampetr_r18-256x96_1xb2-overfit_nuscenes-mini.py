@@ -33,7 +33,7 @@ model = dict(use_grid_mask=False, image_dtype="bfloat16", pts_bbox_head=dict(sca
 train_cfg = dict(max_iters=max_iters, val_interval=2000)
 optim_wrapper = dict(optimizer=dict(lr=4e-4))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=200),
+    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=201),
     dict(type="CosineAnnealingLR", T_max=max_iters, eta_min_ratio=1e-2, by_epoch=False, begin=0, end=max_iters),
 ]
 default_hooks = dict(checkpoint=dict(interval=500))

@@ -44,7 +44,7 @@ model = dict(
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=2e-4), paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=1.0)}))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=20),
+    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=21),
     dict(type="CosineAnnealingLR", T_max=max_iters, eta_min_ratio=1e-3, by_epoch=False, begin=0, end=max_iters),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -11,6 +11,6 @@ model = dict(pts_bbox_head=dict(num_query=300, memory_len=512, topk_proposals=12
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"img_backbone": dict(lr_mult=0.1)}))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=500),
+    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=501),
     dict(type="CosineAnnealingLR", T_max=max_iters, eta_min_ratio=1e-3, by_epoch=False, begin=0, end=max_iters),
 ]

@@ -19,9 +19,10 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=100),
+    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=101),
     dict(type="CosineAnnealingLR", T_max=max_iters, eta_min_ratio=1e-3, by_epoch=False, begin=0, end=max_iters),
 ]
+auto_scale_lr = dict(base_batch_size=2)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=48))
 train_dataloader = dict(num_workers=2, dataset=dict(data_root=data_root, metainfo=metainfo))
 val_dataloader = dict(num_workers=2, dataset=dict(data_root=data_root, metainfo=metainfo))

@@ -18,7 +18,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=35, norm_type=2),
 )
 param_scheduler = [
-    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=500),
+    dict(type="LinearLR", start_factor=1.0 / 3, by_epoch=False, begin=0, end=501),
     dict(type="CosineAnnealingLR", T_max=max_iters, eta_min_ratio=1e-3, by_epoch=False, begin=0, end=max_iters),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -7,7 +7,6 @@ see `raggedbev.matching.costs.normalize_box3d`.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
 from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 
-from raggedbev.matching import LinearAssignment, linear_assignment
+from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D, LinearAssignment
 from raggedbev.matching.reference import PerSampleMatcher2D, PerSampleMatcher3D
 from raggedbev.mm.convert import matcher_2d, matcher_3d
 from raggedbev.ragged.batch import RaggedBatch
@@ -50,7 +49,9 @@ def _reject_ignored(gt_bboxes_ignore: Tensor | None) -> None:
 
 
 class _Assigner3D(BaseAssigner):
-    """What the 3D assigners share: config and `assign`."""
+    """What the 3D assigners share: config and `assign`, which asks the matcher."""
+
+    matcher: HungarianMatcher3D | PerSampleMatcher3D
 
     def __init__(
         self,
@@ -62,7 +63,7 @@ class _Assigner3D(BaseAssigner):
     ) -> None:
         if pc_range is not None and len(pc_range) != 6:
             raise ValueError(f"pc_range must have 6 numbers, got {list(pc_range)}")
-        self.config = matcher_3d(cls_cost, reg_cost, iou_cost, solver)
+        self.matcher = self.config = matcher_3d(cls_cost, reg_cost, iou_cost, solver)
 
     def assign(
         self,
@@ -89,16 +90,14 @@ class _Assigner3D(BaseAssigner):
             mmdet's result.
         """
         _reject_ignored(gt_bboxes_ignore)
-        gt_of_pred = self._match(cls_pred, bbox_pred, gt_bboxes, gt_labels, code_weights, with_velo)
+        gt_of_pred = self.matcher.match(cls_pred, bbox_pred, gt_bboxes, gt_labels, code_weights, with_velo)
         return _assign_result(gt_of_pred, gt_labels)
-
-    @abstractmethod
-    def _match(self, *args: Any) -> Tensor:
-        """Object of each prediction, -1 for background; the arguments are those that `assign` hands on."""
 
 
 class _Assigner2D(BaseAssigner):
-    """What the 2D assigners share: config and `assign`."""
+    """What the 2D assigners share: config and `assign`, which asks the matcher."""
+
+    matcher: HungarianMatcher2D | PerSampleMatcher2D
 
     def __init__(
         self,
@@ -108,7 +107,7 @@ class _Assigner2D(BaseAssigner):
         centers2d_cost: Mapping[str, Any] = _CENTER,
         solver: str = "auto",
     ) -> None:
-        self.config = matcher_2d(cls_cost, reg_cost, iou_cost, centers2d_cost, solver)
+        self.matcher = self.config = matcher_2d(cls_cost, reg_cost, iou_cost, centers2d_cost, solver)
 
     def assign(
         self,
@@ -137,12 +136,8 @@ class _Assigner2D(BaseAssigner):
             mmdet's result.
         """
         _reject_ignored(gt_bboxes_ignore)
-        gt_of_pred = self._match(cls_pred, bbox_pred, pred_centers2d, gt_bboxes, gt_labels, centers2d, pad_shape)
+        gt_of_pred = self.matcher.match(cls_pred, bbox_pred, pred_centers2d, gt_bboxes, gt_labels, centers2d, pad_shape)
         return _assign_result(gt_of_pred, gt_labels)
-
-    @abstractmethod
-    def _match(self, *args: Any) -> Tensor:
-        """Object of each prediction, -1 for background; the arguments are those that `assign` hands on."""
 
 
 class PerSampleHungarianAssigner3D(_Assigner3D):
@@ -164,9 +159,6 @@ class PerSampleHungarianAssigner3D(_Assigner3D):
         super().__init__(cls_cost, reg_cost, iou_cost, pc_range)
         self.matcher = PerSampleMatcher3D(self.config, arm)
 
-    def _match(self, *args: Any) -> Tensor:
-        return self.matcher.match(*args)
-
 
 class PerSampleHungarianAssigner2D(_Assigner2D):
     """One image at a time, as published.
@@ -186,9 +178,6 @@ class PerSampleHungarianAssigner2D(_Assigner2D):
     ) -> None:
         super().__init__(cls_cost, reg_cost, iou_cost, centers2d_cost)
         self.matcher = PerSampleMatcher2D(self.config, arm)
-
-    def _match(self, *args: Any) -> Tensor:
-        return self.matcher.match(*args)
 
 
 @TASK_UTILS.register_module()
@@ -216,10 +205,6 @@ class BatchedHungarianAssigner3D(_Assigner3D):
         """Assign [..., B, Q, C] logits and [..., B, Q, 10] coded boxes to ground truth [B, G, 9], [B, G]."""
         return self.config.assign_batch(cls_logits, box_preds, gt_boxes, gt_labels, code_weights, with_velo)
 
-    @torch.no_grad()
-    def _match(self, *args: Any) -> Tensor:
-        return linear_assignment(self.config.cost(*args), solver=self.config.solver).gt_of_pred
-
 
 @TASK_UTILS.register_module()
 class BatchedHungarianAssigner2D(_Assigner2D):
@@ -245,7 +230,3 @@ class BatchedHungarianAssigner2D(_Assigner2D):
     ) -> LinearAssignment:
         """Assign predictions [..., I, T, .] to 2D ground truth [I, G, .]."""
         return self.config.assign_batch(cls_logits, box_preds, center_preds, gt_boxes, gt_labels, gt_centers, pad_shape)
-
-    @torch.no_grad()
-    def _match(self, *args: Any) -> Tensor:
-        return linear_assignment(self.config.cost(*args), solver=self.config.solver).gt_of_pred

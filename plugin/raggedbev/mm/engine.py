@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import collections
 import os
+import pickle
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,13 @@ import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.logging import HistoryBuffer
 
-__all__ = ["add_common_arguments", "allow_checkpoint_globals", "load_config", "run_as_command"]
+__all__ = [
+    "add_common_arguments",
+    "allow_checkpoint_globals",
+    "load_config",
+    "require_checkpoint",
+    "run_as_command",
+]
 
 
 def _history_method(owner: type, name: str) -> Callable:
@@ -64,6 +72,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="settings that override the config, as key=value; nested keys are joined by dots, lists are written "
         'key="[a,b]"',
     )
+    parser.add_argument("--ceph", action="store_true", help="read data from Ceph (mmdet3d's petrel backend)")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none", help="job launcher")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by some launchers")
 
@@ -84,6 +93,10 @@ def load_config(args: argparse.Namespace) -> Config:
         raise FileNotFoundError(f"no config file {args.config}; the configs are in configs/")
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     config = Config.fromfile(args.config)
+    if args.ceph:
+        from mmdet3d.utils import replace_ceph_backend
+
+        config = replace_ceph_backend(config)
     config.launcher = args.launcher
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
@@ -110,21 +123,54 @@ def _distribute_on_cpu(config: Config, launcher: str) -> None:
     wrapper.setdefault("broadcast_buffers", False)
 
 
+def require_checkpoint(path: str) -> None:
+    """Check that a checkpoint file is there and whole, before a model is built for it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read as a checkpoint, or holds objects that the allow-list does not name.
+    """
+    if "://" in path:
+        return
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint file {path}")
+    allow_checkpoint_globals()
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a checkpoint; it is torn or of another kind ({reason})") from error
+
+
 def run_as_command(main: Callable[[], None]) -> None:
     """Run ``main``; show an expected failure as one sentence and exit status 1, not as a page of traceback.
 
-    ``RAGGEDBEV_DEBUG=1`` shows the traceback of these too. Errors of other kinds always show theirs.
+    Expected are bad values, files that cannot be read or written, and configs that name what is not registered or give
+    it arguments that it does not take. ``RAGGEDBEV_DEBUG=1`` shows the traceback of these too; errors of other kinds
+    always show theirs.
     """
     try:
         main()
-    except (ValueError, FileNotFoundError, KeyError, TypeError) as error:
-        if os.environ.get("RAGGEDBEV_DEBUG") == "1":
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        sentence = _expected(error)
+        if sentence is None or os.environ.get("RAGGEDBEV_DEBUG") == "1":
             raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         print(f"({Path(frame.filename).name}:{frame.lineno}; RAGGEDBEV_DEBUG=1 shows the traceback)", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+
+def _expected(error: Exception) -> str | None:
+    """The sentence of an error that is the user's to mend; None for one that is a mistake of the program."""
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, KeyError) and "registry" not in message:
+        return None
+    if isinstance(error, TypeError) and not message.startswith("class `"):  # how mmengine reports a constructor's
+        return None
+    if "Original Traceback" in message:  # from a data worker; the last line is the error itself
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    return message

@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from mmengine.dist import is_main_process
+from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import BaseLoop
 
 __all__ = ["AtomicCheckpointHook", "CheckpointMatchHook", "NonFiniteWarningHook", "check_checkpoint"]
 
@@ -108,8 +109,8 @@ class CheckpointMatchHook(Hook):
             ValueError: The checkpoint belongs to another model.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        fine_tuning = runner.cfg.get("train_cfg") is not None and not runner.cfg.get("resume", False)
-        fine_tuning = fine_tuning and runner._train_loop is not None
+        training = isinstance(runner._train_loop, BaseLoop)  # built before a checkpoint is loaded, in training
+        fine_tuning = training and not runner._resume
         check_checkpoint(model.state_dict(), checkpoint.get("state_dict", checkpoint), partial=fine_tuning)
 
 
@@ -152,8 +153,8 @@ def _few(names: Iterable[str], count: int = 3) -> str:
 class NonFiniteWarningHook(Hook):
     """Says once, and where, that a head has predicted NaN or infinity.
 
-    The heads count such predictions on the device; their losses treat them as the published code does. This hook reads
-    the counts every ``interval`` iterations and at the end: one small transfer a head then, none in between.
+    Decoder and heads count such values on the device; what follows treats them as the published code does. This hook
+    reads the counts of all ranks every ``interval`` iterations and at the end: a small transfer each, none in between.
 
     Args:
         interval: Iterations between two reads.
@@ -182,7 +183,8 @@ class NonFiniteWarningHook(Hook):
             if name not in self._warned and isinstance(getattr(module, "nonfinite_predictions", None), torch.Tensor)
         }
         for name, counter in counters.items():
-            per_layer = counter.detach().reshape(-1).cpu()
+            per_layer = counter.detach().clone().reshape(-1)
+            all_reduce(per_layer)
             layers = [f"layer {i}: {int(n)}" for i, n in enumerate(per_layer.tolist()) if n]
             if not layers:
                 continue

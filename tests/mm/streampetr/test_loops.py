@@ -46,7 +46,7 @@ class Recorder(BaseModel):
         return {"loss": (self.weight - 1) ** 2}
 
 
-def train(work_dir, max_iters, resume=False, sampler=None, **loader):
+def train(work_dir, max_iters, resume=False, sampler=None, randomness=None, **loader):
     model = Recorder()
     StreamLoopFrames.loaded = 0
     stream = {"sampler": {"type": "StreamSampler"}, "batch_sampler": {"type": "StreamBatchSampler"}}
@@ -69,7 +69,7 @@ def train(work_dir, max_iters, resume=False, sampler=None, **loader):
             "checkpoint": {"type": "CheckpointHook", "by_epoch": False, "interval": 1},
             "logger": {"type": "LoggerHook", "interval": 1000},
         },
-        randomness={"seed": 5},
+        randomness={"seed": 5} if randomness is None else randomness,
         resume=resume,
         log_level="ERROR",
     )
@@ -96,6 +96,16 @@ def test_resume_continues_the_stream(tmp_path, loader):
         assert StreamLoopFrames.loaded == 2 * 7
     else:  # workers do not draw the numbers of the first run's begin again
         assert not set(second.noise) & set(first.noise)
+
+
+@pytest.mark.parametrize("randomness", [{"seed": None}, {"seed": 5, "diff_rank_seed": True}])
+def test_resume_continues_a_stream_whose_seed_was_drawn(tmp_path, randomness):
+    first = train(tmp_path, 6, randomness=randomness)
+    stored = torch.load(tmp_path / "iter_6.pth", weights_only=True)["message_hub"]["runtime_info"]["stream_seed"]
+    second = train(tmp_path, 13, resume=True, randomness=randomness)
+    batches = iter(samplers.StreamBatchSampler(samplers.StreamSampler(StreamLoopFrames(), seed=stored), 2))
+    assert first.seen + second.seen == [next(batches) for _ in range(13)]
+    assert not set(second.noise) & set(first.noise)
 
 
 def test_runs_repeat_by_seed(tmp_path):

@@ -1,5 +1,4 @@
-"""What the loss adapters of all heads share: building the assigner, counting non-finite predictions, averaging over
-ranks."""
+"""What the loss adapters of all heads share: building the assigner, averaging over ranks, full precision."""
 
 from __future__ import annotations
 
@@ -11,9 +10,7 @@ from mmdet3d.registry import TASK_UTILS
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
-from raggedbev.losses import count_nonfinite
-
-__all__ = ["NonfiniteCounter", "build_assigner", "full_precision", "mean_over_processes", "require_assigner"]
+__all__ = ["build_assigner", "full_precision", "mean_over_processes", "require_assigner"]
 
 
 def mean_over_processes(counts: Tensor) -> Tensor:
@@ -61,21 +58,3 @@ def require_assigner(head: Any) -> Any:
             f"{type(head).__name__} was built without train_cfg, which names the assigner that its loss needs"
         )
     return head.assigner
-
-
-class NonfiniteCounter:
-    """Counts NaN and infinite predictions on the device, for a hook to read when it logs.
-
-    Attributes:
-        nonfinite_predictions: [L] int64 per layer since the start, on the device of the predictions; None before the
-            first loss. Not part of the state dict.
-    """
-
-    nonfinite_predictions: Tensor | None = None
-
-    def count_nonfinite(self, *predictions: Tensor) -> None:
-        """Add the non-finite entries of predictions [L, ...]; nothing is read from the device."""
-        counts = count_nonfinite(*predictions)
-        if self.nonfinite_predictions is None or self.nonfinite_predictions.device != counts.device:
-            self.nonfinite_predictions = torch.zeros_like(counts)
-        self.nonfinite_predictions += counts

@@ -14,12 +14,12 @@ from raggedbev.losses import FocalHeadLossConfig, GroundTruth2D, focal_head_loss
 from raggedbev.losses.reference import focal_head_loss_reference
 from raggedbev.mm import convert
 from raggedbev.mm.heads.common import (
-    NonfiniteCounter,
     build_assigner,
     full_precision,
     mean_over_processes,
     require_assigner,
 )
+from raggedbev.mm.nonfinite import NonfiniteCounter
 from raggedbev.mm.streampetr.focal_head import FocalHeadBase
 
 __all__ = ["BatchedFocalHead", "PerSampleFocalHead"]

@@ -14,12 +14,12 @@ from raggedbev.losses import GroundTruth3D, StreamPETRLossConfig, streampetr_los
 from raggedbev.losses.reference import streampetr_loss_reference
 from raggedbev.mm import convert
 from raggedbev.mm.heads.common import (
-    NonfiniteCounter,
     build_assigner,
     full_precision,
     mean_over_processes,
     require_assigner,
 )
+from raggedbev.mm.nonfinite import NonfiniteCounter
 from raggedbev.mm.streampetr.head import StreamPETRHeadBase
 
 __all__ = ["BatchedStreamPETRHead", "PerSampleStreamPETRHead"]

@@ -311,5 +311,6 @@ def _downloadable(checkpoint: str) -> str:
 def _release_waiting_ranks(checkpoint: str, error: Exception) -> None:
     """After a failed download on rank 0, meet the barrier at which mmengine lets the other ranks wait for it."""
     rank, world_size = get_dist_info()
-    if world_size > 1 and rank == 0 and "://" in checkpoint and isinstance(error, OSError):
+    failed_alone = isinstance(error, OSError) or "invalid hash value" in str(error)
+    if world_size > 1 and rank == 0 and "://" in checkpoint and failed_alone:
         barrier()

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 import torch
 from mmdet3d.registry import LOOPS
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import IterBasedTrainLoop, set_random_seed
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader
+
+STREAM_SEED = "stream_seed"  # in the message hub, which checkpoints hold
 
 
 class _UnstartedLoader:
@@ -29,8 +31,10 @@ class StreamTrainLoop(IterBasedTrainLoop):
     """`IterBasedTrainLoop` that resumes the data stream at once.
 
     The dataloader is started when training starts, after a checkpoint has been loaded. If its batch sampler has
-    `fast_forward`, that is called with the iterations done; workers then start from a seed of their own, so that
-    augmentations do not repeat those of the first iterations. Other samplers are advanced as mmengine does it.
+    `fast_forward`, that is called with the iterations done. The seed of the stream is kept in checkpoints, so that a
+    run whose config names none goes on with the same stream, too. This process and the workers then start from seeds
+    of their own, so that augmentations and noise do not repeat those of the first iterations. Other samplers are
+    advanced as mmengine does it.
 
     Args:
         runner: the runner.
@@ -71,8 +75,11 @@ class StreamTrainLoop(IterBasedTrainLoop):
         """Start the dataloader behind the batches that were trained on already."""
         batch_sampler = self.dataloader.batch_sampler
         if hasattr(batch_sampler, "fast_forward"):
+            self._keep_stream_seed(batch_sampler.sampler)
             batch_sampler.fast_forward(self._iter)
-            self._seed_workers()
+            if self._iter:
+                self._seed_main_process()
+                self._seed_workers()
             return _InfiniteDataloaderIterator(self.dataloader)
         iterator = _InfiniteDataloaderIterator(self.dataloader)
         for _ in range(self._iter):
@@ -84,9 +91,21 @@ class StreamTrainLoop(IterBasedTrainLoop):
         self.dataloader_iterator = None
         self.dataloader._iterator = None  # where persistent workers are kept
 
+    def _keep_stream_seed(self, sampler) -> None:
+        """Store the seed of a new stream with the run; take up the stored one when the run is resumed."""
+        hub = self.runner.message_hub
+        if self._iter:
+            sampler.seed = hub.get_info(STREAM_SEED, sampler.seed)
+        hub.update_info(STREAM_SEED, sampler.seed)
+
+    def _seed_main_process(self) -> None:
+        """Seed this process by the iteration: denoising noise, dropout, GridMask, and all data without workers."""
+        different = self.runner._randomness_cfg.get("diff_rank_seed", False)
+        set_random_seed((self.runner.seed + self._iter) % 2**31, diff_rank_seed=different)
+
     def _seed_workers(self) -> None:
         """Seed workers by the iteration, too, if the runner seeds them."""
         init = self.dataloader.worker_init_fn
-        if self._iter and isinstance(init, functools.partial) and isinstance(init.keywords.get("seed"), int):
+        if isinstance(init, functools.partial) and isinstance(init.keywords.get("seed"), int):
             seed = (init.keywords["seed"] + self._iter) % 2**31
             self.dataloader.worker_init_fn = functools.partial(init.func, *init.args, **{**init.keywords, "seed": seed})

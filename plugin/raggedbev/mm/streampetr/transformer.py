@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from raggedbev.mm.nonfinite import NonfiniteCounter
+
 
 class _AttentionWeights(nn.Module):
     """The parameters of ``nn.MultiheadAttention`` under the same names, with attention by the fused kernel.
@@ -107,7 +109,7 @@ class _Decoder(nn.Module):
 
 
 @MODELS.register_module()
-class StreamPETRTransformer(BaseModule):
+class StreamPETRTransformer(NonfiniteCounter, BaseModule):
     """The decoder of StreamPETR (Wang et al., arXiv 2303.11926, section 3.2).
 
     Args:
@@ -167,7 +169,8 @@ class StreamPETRTransformer(BaseModule):
             blocked: ``[T, T + R]`` bool, True where self-attention is forbidden; None if it is open everywhere.
 
         Returns:
-            Normed outputs of all layers ``[L, B, T, C]``; NaN and infinity are replaced by finite numbers.
+            Normed outputs of all layers ``[L, B, T, C]``; NaN and infinity are counted in training, and replaced by
+            finite numbers.
         """
         context = (query_pos, temporal, temporal_pos, tokens, tokens_pos, None if blocked is None else ~blocked)
         recompute = self.with_cp and torch.is_grad_enabled()
@@ -175,4 +178,7 @@ class StreamPETRTransformer(BaseModule):
         for layer in self.decoder.layers:
             query = checkpoint(layer, query, *context, use_reentrant=False) if recompute else layer(query, *context)
             outputs.append(self.decoder.post_norm(query))
-        return torch.nan_to_num(torch.stack(outputs))
+        stacked = torch.stack(outputs)
+        if self.training:
+            self.count_nonfinite(stacked)
+        return torch.nan_to_num(stacked)
