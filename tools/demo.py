@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,47 +130,70 @@ def read_metrics(work_dir: Path) -> dict[str, float]:
     return found
 
 
-def run_step(name: str, command: Sequence[str], log: Path, progress: re.Pattern[str] | None = None) -> None:
-    """Runs a tool, its output going to a log and its progress to the terminal.
+@dataclass(frozen=True)
+class Step:
+    """A tool to run.
 
-    Args:
-        name: What the step does.
+    Attributes:
+        name: What it does.
         command: Arguments after the Python interpreter.
-        log: File for the output.
+        log: File for its output.
         progress: Finds (step, steps, loss) in a line; without it, the tool's output is shown as it is.
+    """
+
+    name: str
+    command: Sequence[str]
+    log: Path
+    progress: re.Pattern[str] | None = None
+
+
+def run_steps(*steps: Step) -> None:
+    """Runs tools side by side, their outputs going to logs and their progress to the terminal.
+
+    Several tools share the processor's cores evenly. If one fails, the others are stopped.
 
     Raises:
-        StepFailed: The tool ended with an error.
+        StepFailed: A tool ended with an error.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    started = shown = time.monotonic()
+    threads = {} if len(steps) == 1 else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // len(steps)))}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **threads}
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    start = [sys.executable, *command]
-    with log.open("w") as file, subprocess.Popen(start, cwd=ROOT, env=environment, **pipe) as process:
-        try:
-            for line in process.stdout:
-                file.write(line)
-                shown = _show(name, line, progress, started, shown)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        tail = "".join(f"  | {line}\n" for line in log.read_text().splitlines()[-12:])
-        raise StepFailed(f"{name} failed with status {process.returncode}; its log is {log}\n{tail}")
+    with ExitStack() as stack:
+        processes = []
+        for step in steps:
+            step.log.parent.mkdir(parents=True, exist_ok=True)
+            start = [sys.executable, *step.command]
+            processes.append(stack.enter_context(subprocess.Popen(start, cwd=ROOT, env=environment, **pipe)))
+        pool = stack.enter_context(ThreadPoolExecutor(len(steps)))
+        for process in processes:
+            stack.callback(process.kill)
+        for done in as_completed([pool.submit(_follow, *pair) for pair in zip(steps, processes, strict=True)]):
+            done.result()
 
 
-def _show(name: str, line: str, progress: re.Pattern[str] | None, started: float, shown: float) -> float:
+def _follow(step: Step, process: subprocess.Popen[str]) -> None:
+    """Reads a tool's output to its end; raises StepFailed if it failed."""
+    started = shown = time.monotonic()
+    with step.log.open("w") as file:
+        for line in process.stdout:
+            file.write(line)
+            shown = _show(step, line, started, shown)
+    if process.wait():
+        tail = "".join(f"  | {line}\n" for line in step.log.read_text().splitlines()[-12:])
+        raise StepFailed(f"{step.name} failed with status {process.returncode}; its log is {step.log}\n{tail}")
+
+
+def _show(step: Step, line: str, started: float, shown: float) -> float:
     """Prints a line of a tool, or its progress every five seconds; returns when something was printed last."""
-    if progress is None:
+    if step.progress is None:
         print("  " + line.rstrip(), flush=True)
         return shown
-    match, now = progress.search(line), time.monotonic()
+    match, now = step.progress.search(line), time.monotonic()
     if match is None or (now - shown < 5 and match[1] != match[2]):
         return shown
     loss = f", loss {match[3]}" if match[3] else ""
     left = (now - started) * (int(match[2]) / int(match[1]) - 1)
-    print(f"  {name}: {match[1]}/{match[2]}{loss}, {left:.0f} s left", flush=True)
+    print(f"  {step.name}: {match[1]}/{match[2]}{loss}, {left:.0f} s left", flush=True)
     return now
 
 
@@ -192,12 +217,13 @@ class Demo:
         if all(path.is_file() for path in infos):
             print(f"  {DATA} is there", flush=True)
             return
-        run_step("making data", ["tools/create_mini.py", "--out", str(DATA)], self._log("create_mini"))
+        run_steps(Step("making data", ["tools/create_mini.py", "--out", str(DATA)], self._log("create_mini")))
         command = ["tools/create_infos.py", "--data-root", str(DATA), "--version", "v1.0-mini"]
-        run_step("making info files", command, self._log("create_infos"))
+        run_steps(Step("making info files", command, self._log("create_infos")))
 
     def train(self) -> None:
-        """Both versions from one seed."""
+        """Both versions from one seed, side by side."""
+        steps = []
         for name, config in RUNS.items():
             folder = self._folder(name)
             shutil.rmtree(folder, ignore_errors=True)
@@ -207,11 +233,12 @@ class Demo:
                 "default_hooks.logger.interval=1",
                 f"default_hooks.checkpoint.interval={self.iterations}",
                 "log_processor.window_size=1",
-                "train_dataloader.num_workers=2",
+                "train_dataloader.num_workers=1",
                 "randomness.seed=0",
             ]
             command = ["tools/train.py", config, "--work-dir", str(folder), "--cfg-options", *options]
-            run_step(f"training {name}", command, self._log(f"train_{name}"), TRAIN_LINE)
+            steps.append(Step(f"training {name}", command, self._log(f"train_{name}"), TRAIN_LINE))
+        run_steps(*steps)
 
     def compare(self) -> bool:
         """The losses of both versions step by step; draws the curves."""
@@ -239,7 +266,7 @@ class Demo:
         options = [f"test_evaluator.jsonfile_prefix={folder / 'results'}", "test_dataloader.num_workers=2"]
         options += ["default_hooks.logger.interval=1"]
         command = ["tools/test.py", RUNS[name], str(checkpoint), "--work-dir", str(test_dir), "--cfg-options", *options]
-        run_step("evaluating", command, self._log("test"), TEST_LINE)
+        run_steps(Step("evaluating", command, self._log("test"), TEST_LINE))
         metrics = read_metrics(test_dir)
         scores = f"mAP {metrics['mAP']:.4f}, NDS {metrics['NDS']:.4f}"
         self.summary.append(
@@ -257,7 +284,7 @@ class Demo:
             report = self.work_dir / f"stages_{scope}.json"
             chart = self.work_dir / f"stages_{scope}.png"
             command = ["tools/benchmark_loss.py", *arguments, "--json", str(report), "--chart", str(chart)]
-            run_step(f"timing the {scope}", command, self._log(f"benchmark_{scope}"))
+            run_steps(Step(f"timing the {scope}", command, self._log(f"benchmark_{scope}")))
             self._note_picture(chart)
             measured = json.loads(report.read_text())
             if scope == "iteration":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 from launch import ROOT
@@ -83,17 +84,31 @@ def test_metrics_are_read_from_the_log(tmp_path):
 
 def test_a_step_shows_progress_and_keeps_its_log(tmp_path, capsys):
     code = "print('11/20 - Iter(train) [ 1/2]  lr: 1e-4  loss: 3.5  x: 1'); print('Iter(train) [2/2] loss: nan')"
-    demo.run_step("training", ["-c", code], tmp_path / "logs" / "a.log", demo.TRAIN_LINE)
+    demo.run_steps(demo.Step("training", ["-c", code], tmp_path / "logs" / "a.log", demo.TRAIN_LINE))
     assert capsys.readouterr().out == "  training: 2/2, loss nan, 0 s left\n"
     assert "loss: 3.5" in (tmp_path / "logs" / "a.log").read_text()
-    demo.run_step("making", ["-c", "print('hello')"], tmp_path / "b.log")
+    demo.run_steps(demo.Step("making", ["-c", "print('hello')"], tmp_path / "b.log"))
     assert capsys.readouterr().out == "  hello\n"
 
 
 def test_a_step_that_fails_names_its_log_and_shows_the_end(tmp_path):
     code = "import sys; print('the reason'); sys.exit(3)"
     with pytest.raises(demo.StepFailed, match=r"making failed with status 3; its log is .*c\.log\n  \| the reason"):
-        demo.run_step("making", ["-c", code], tmp_path / "c.log", demo.TEST_LINE)
+        demo.run_steps(demo.Step("making", ["-c", code], tmp_path / "c.log", demo.TEST_LINE))
+
+
+def test_steps_run_side_by_side_and_a_failure_stops_the_others(tmp_path):
+    meet = "import pathlib, time\n{mine}.touch()\nwhile not {other}.exists(): time.sleep(0.01)"
+    here, there = (f"pathlib.Path({str(tmp_path / name)!r})" for name in ("a", "b"))
+    first, second = meet.format(mine=here, other=there), meet.format(mine=there, other=here)
+    demo.run_steps(
+        demo.Step("a", ["-c", first], tmp_path / "a.log"), demo.Step("b", ["-c", second], tmp_path / "b.log")
+    )
+    started = time.monotonic()
+    slow = demo.Step("slow", ["-c", "import time; time.sleep(60)"], tmp_path / "slow.log")
+    with pytest.raises(demo.StepFailed, match="bad failed with status 1"):
+        demo.run_steps(slow, demo.Step("bad", ["-c", "raise SystemExit(1)"], tmp_path / "bad.log"))
+    assert time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize(
