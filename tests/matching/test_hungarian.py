@@ -35,12 +35,12 @@ def test_3d(sizes, with_velo, arm):
     weights = [2.0, 2.0, *[1.0] * 8]
     batched = matcher.assign_batch(logits, codes, combine_data(boxes), combine_data(labels), weights, with_velo)
     assert (batched.status == 0).all()
-    one = PerSampleMatcher3D(matcher, arm)
-    for layer in range(2):
-        for b in range(len(sizes)):
-            found = one.match(logits[layer, b], codes[layer, b], boxes[b], labels[b], weights, with_velo)
-            assert torch.equal(found, batched.gt_of_pred[layer, b])
-            assert (found >= 0).sum() == min(sizes[b], 8)
+    for one in (PerSampleMatcher3D(matcher, arm), matcher):
+        for layer in range(2):
+            for b in range(len(sizes)):
+                found = one.match(logits[layer, b], codes[layer, b], boxes[b], labels[b], weights, with_velo)
+                assert torch.equal(found, batched.gt_of_pred[layer, b])
+                assert (found >= 0).sum() == min(sizes[b], 8)
 
 
 @arms
@@ -58,10 +58,10 @@ def test_2d(sizes, matcher, arm):
     gt_centers, labels = [x + 4 for x in low], objects_3d(sizes)[1]
     truth = [combine_data(part) for part in (gt_boxes, labels, gt_centers)]
     batched = matcher.assign_batch(logits, boxes2d, centers, *truth, (64, 96))
-    one = PerSampleMatcher2D(matcher, arm)
-    for i in range(len(sizes)):
-        found = one.match(logits[i], boxes2d[i], centers[i], gt_boxes[i], labels[i], gt_centers[i], (64, 96))
-        assert torch.equal(found, batched.gt_of_pred[i])
+    for one in (PerSampleMatcher2D(matcher, arm), matcher):
+        for i in range(len(sizes)):
+            found = one.match(logits[i], boxes2d[i], centers[i], gt_boxes[i], labels[i], gt_centers[i], (64, 96))
+            assert torch.equal(found, batched.gt_of_pred[i])
 
 
 def test_velocity_counts_only_when_asked():

@@ -30,9 +30,32 @@ def _check_lists(kind: str, unit: str, widths: dict[str, tuple[list[Tensor], int
                 raise ValueError(f"{kind}: {name} of {unit} {index} must be int64, got {tensor.dtype}")
 
 
+class _Objects:
+    """Boxes and labels of U units (samples or images), packed at the first use."""
+
+    box_list: list[Tensor]
+    label_list: list[Tensor]
+
+    @cached_property
+    def boxes(self) -> RaggedBatch:
+        """[U, G, width of a box]."""
+        with stage("GT packing"):
+            return combine_data(self.box_list)
+
+    @cached_property
+    def labels(self) -> RaggedBatch:
+        """[U, G] int64, with the raggedness of `boxes`."""
+        return self._packed_like_boxes(self.label_list)
+
+    def _packed_like_boxes(self, tensors: list[Tensor]) -> RaggedBatch:
+        boxes = self.boxes
+        with stage("GT packing"):
+            return combine_data(tensors, other_with_same_sample_sizes=boxes)
+
+
 @dataclass(frozen=True, eq=False)
-class GroundTruth3D:
-    """3D objects of a batch.
+class GroundTruth3D(_Objects):
+    """3D objects of a batch; `boxes` is [B, G, 9], `labels` [B, G].
 
     Attributes:
         box_list: per sample [G, 9]: gravity centre x, y, z (m), length, width, height (m), yaw (rad), velocity x, y
@@ -51,23 +74,12 @@ class GroundTruth3D:
         """B."""
         return len(self.box_list)
 
-    @cached_property
-    def boxes(self) -> RaggedBatch:
-        """[B, G, 9], packed at the first use."""
-        with stage("GT packing"):
-            return combine_data(self.box_list)
-
-    @cached_property
-    def labels(self) -> RaggedBatch:
-        """[B, G] int64, with the raggedness of `boxes`."""
-        boxes = self.boxes
-        with stage("GT packing"):
-            return combine_data(self.label_list, other_with_same_sample_sizes=boxes)
-
 
 @dataclass(frozen=True, eq=False)
-class GroundTruth2D:
-    """2D objects of all images of a batch; one entry per image, sample by sample and camera by camera.
+class GroundTruth2D(_Objects):
+    """2D objects of all images of a batch, sample by sample and camera by camera.
+
+    `boxes` is [I, G, 4], `labels` [I, G], `centers` [I, G, 2].
 
     Attributes:
         box_list: per image [G, 4]: x0, y0, x1, y1 in pixels of the padded image.
@@ -93,21 +105,6 @@ class GroundTruth2D:
         return len(self.box_list)
 
     @cached_property
-    def boxes(self) -> RaggedBatch:
-        """[I, G, 4], packed at the first use."""
-        with stage("GT packing"):
-            return combine_data(self.box_list)
-
-    @cached_property
-    def labels(self) -> RaggedBatch:
-        """[I, G] int64, with the raggedness of `boxes`."""
-        boxes = self.boxes
-        with stage("GT packing"):
-            return combine_data(self.label_list, other_with_same_sample_sizes=boxes)
-
-    @cached_property
     def centers(self) -> RaggedBatch:
         """[I, G, 2], with the raggedness of `boxes`."""
-        boxes = self.boxes
-        with stage("GT packing"):
-            return combine_data(self.center_list, other_with_same_sample_sizes=boxes)
+        return self._packed_like_boxes(self.center_list)

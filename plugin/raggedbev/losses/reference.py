@@ -12,6 +12,7 @@ a Python loop that reads the device. Two arms give the same numbers:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -245,6 +246,61 @@ def focal_head_loss_reference(
     cls_logits, box_preds = widened(cls_logits), widened(box_preds)
     center_preds, centerness_logits = widened(center_preds), widened(centerness_logits)
     size = box_preds.new_tensor([pad_shape[1], pad_shape[0]] * 2)
+    targets = _image_targets(cls_logits, box_preds, center_preds, gt, assigner, config.num_classes, pad_shape, size)
+    with stage("targets"):
+        if arm == "published":
+            heatmap = focal_head_heatmap_reference(gt, pad_shape, config.stride)
+        else:
+            heatmap = focal_head_heatmap(gt.boxes, gt.centers, pad_shape, config.stride)
+        pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(targets.boxes) * size
+        quality = aligned_iou(pred_px, target_px).detach()
+        mean_pos = max(_mean_count(targets.num_pos, box_preds, reduce_mean), 1) + AVG_FACTOR_EPS
+    with stage("loss terms"):
+        classes = quality_focal_loss(cls_logits, targets.labels, quality, config.beta)
+        heatmap = heatmap.flatten(1).unsqueeze(-1)
+        centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
+        bbox = (box_preds - targets.boxes).abs() * targets.weights.unsqueeze(-1)
+        center = (center_preds - targets.centers).abs() * targets.weights.unsqueeze(-1)
+        iou = giou_loss(pred_px, target_px) * targets.weights
+        return {
+            "enc_loss_cls": config.cls_weight * classes.sum() / (max(targets.num_pos, 1) + AVG_FACTOR_EPS),
+            "enc_loss_bbox": config.bbox_weight * bbox.sum() / mean_pos,
+            "enc_loss_iou": config.iou_weight * iou.sum() / (targets.num_pos + AVG_FACTOR_EPS),
+            "centers2d_losses": config.center_weight * center.sum() / mean_pos,
+            "centerness_losses": config.centerness_weight * centerness.sum() / mean_pos,
+        }
+
+
+@dataclass(frozen=True)
+class _ImageTargets:
+    """Targets of the 2D loss.
+
+    Attributes:
+        labels: [I, T] int64.
+        boxes: [I, T, 4] centre and size in units of the padded image.
+        centers: [I, T, 2] in the same units.
+        weights: [I, T], 1 where matched, else 0.
+        num_pos: matched tokens of all images.
+    """
+
+    labels: Tensor
+    boxes: Tensor
+    centers: Tensor
+    weights: Tensor
+    num_pos: int
+
+
+def _image_targets(
+    cls_logits: Tensor,
+    box_preds: Tensor,
+    center_preds: Tensor,
+    gt: GroundTruth2D,
+    assigner: Any,
+    num_classes: int,
+    pad_shape: tuple[int, int],
+    size: Tensor,
+) -> _ImageTargets:
+    """Match image by image; targets in units of the padded image of `size` [4] (width, height, width, height)."""
     labels, boxes, centers, weights = [], [], [], []
     num_pos = 0
     for image in range(gt.num_images):
@@ -254,7 +310,7 @@ def focal_head_loss_reference(
         with stage("targets"):
             matched = (gt_of_pred >= 0).nonzero().squeeze(-1)
             objects = gt_of_pred[matched]
-            image_labels = gt_labels.new_full((len(gt_of_pred),), config.num_classes)
+            image_labels = gt_labels.new_full((len(gt_of_pred),), num_classes)
             image_labels[matched] = gt_labels[objects]
             image_boxes, image_centers = torch.zeros_like(box_preds[image]), torch.zeros_like(center_preds[image])
             image_boxes[matched] = xyxy_to_cxcywh(gt_boxes[objects].to(size.dtype) / size)
@@ -267,25 +323,5 @@ def focal_head_loss_reference(
             centers.append(image_centers)
             weights.append(image_weights)
     with stage("targets"):
-        if arm == "published":
-            heatmap = focal_head_heatmap_reference(gt, pad_shape, config.stride)
-        else:
-            heatmap = focal_head_heatmap(gt.boxes, gt.centers, pad_shape, config.stride)
-        target_boxes, weight = torch.stack(boxes), torch.stack(weights)
-        pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(target_boxes) * size
-        quality = aligned_iou(pred_px, target_px).detach()
-        mean_pos = max(_mean_count(num_pos, box_preds, reduce_mean), 1) + AVG_FACTOR_EPS
-    with stage("loss terms"):
-        classes = quality_focal_loss(cls_logits, torch.stack(labels), quality, config.beta)
-        heatmap = heatmap.flatten(1).unsqueeze(-1)
-        centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
-        bbox = (box_preds - target_boxes).abs() * weight.unsqueeze(-1)
-        center = (center_preds - torch.stack(centers)).abs() * weight.unsqueeze(-1)
-        iou = giou_loss(pred_px, target_px) * weight
-        return {
-            "enc_loss_cls": config.cls_weight * classes.sum() / (max(num_pos, 1) + AVG_FACTOR_EPS),
-            "enc_loss_bbox": config.bbox_weight * bbox.sum() / mean_pos,
-            "enc_loss_iou": config.iou_weight * iou.sum() / (num_pos + AVG_FACTOR_EPS),
-            "centers2d_losses": config.center_weight * center.sum() / mean_pos,
-            "centerness_losses": config.centerness_weight * centerness.sum() / mean_pos,
-        }
+        stacked = (torch.stack(part) for part in (labels, boxes, centers, weights))
+        return _ImageTargets(*stacked, num_pos=num_pos)

@@ -8,8 +8,10 @@ non-finite sums replaced as published, and all problems solved in one call.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,8 +55,23 @@ class ClassCost:
         )
 
 
+class _Matcher:
+    """What both matchers share."""
+
+    solver: str
+
+    @abstractmethod
+    def cost(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Match costs [..., G, P], finite."""
+
+    @torch.no_grad()
+    def match(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Object of each prediction of one sample [P] int64, -1 for background; arguments as in `cost`."""
+        return linear_assignment(self.cost(*args, **kwargs), solver=self.solver).gt_of_pred
+
+
 @dataclass(frozen=True)
-class HungarianMatcher3D:
+class HungarianMatcher3D(_Matcher):
     """Batched 3D matching (streaming PETR family).
 
     Attributes:
@@ -127,7 +144,7 @@ class HungarianMatcher3D:
 
 
 @dataclass(frozen=True)
-class HungarianMatcher2D:
+class HungarianMatcher2D(_Matcher):
     """Batched 2D matching (FocalHead).
 
     Attributes:
