@@ -323,5 +323,6 @@ def _image_targets(
             centers.append(image_centers)
             weights.append(image_weights)
     with stage("targets"):
-        stacked = (torch.stack(part) for part in (labels, boxes, centers, weights))
-        return _ImageTargets(*stacked, num_pos=num_pos)
+        return _ImageTargets(
+            torch.stack(labels), torch.stack(boxes), torch.stack(centers), torch.stack(weights), num_pos
+        )
