@@ -1,7 +1,6 @@
 """The stream sampler deals sequences as published, starts fast and resumes anywhere."""
 
 import itertools
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,18 +74,25 @@ def test_seeds_differ():
     assert first != second
 
 
-def test_start_at_scale():
-    frames, world_size, batch_size = 1_000_000, 1024, 8
-    dataset = SimpleNamespace(flag=np.arange(frames) // 20)
-    begin = time.perf_counter()
+def test_slots_own_their_stream_positions_at_scale():
+    """Slot s of S takes positions s, s + S, s + 2 S, ... of the stream: after a jump, too, and across permutations."""
+    length, num_sequences, world_size, batch_size = 20, 50_000, 1024, 8
+    slots, done = world_size * batch_size, 1_000
+    dataset = SimpleNamespace(flag=np.arange(length * num_sequences) // length)
+    generator = torch.Generator().manual_seed(0)
+    num_permutations = slots * (done + 3) // num_sequences + 1
+    stream = np.concatenate(
+        [torch.randperm(num_sequences, generator=generator).numpy() for _ in range(num_permutations)]
+    )
     for rank in (0, 511, 1023):
+        slot = rank * batch_size + np.arange(batch_size)
         sampler = StreamBatchSampler(StreamSampler(dataset, seed=0, rank=rank, world_size=world_size), batch_size)
-        first = next(iter(sampler))
-        sampler.fast_forward(100_000)
-        later = next(iter(sampler))
-        assert len(first) == len(later) == batch_size
-    seconds = time.perf_counter() - begin
-    print(f"\n3 of {world_size} ranks, {frames} frames, each with a jump over 100,000 batches: {seconds:.2f} s")
+        for first in (0, done):  # sequences that every slot has behind it
+            sampler.fast_forward(first * length)
+            batches = np.array(list(itertools.islice(sampler, 3 * length)))
+            owned = stream[slot + slots * np.arange(first, first + 3)[:, None]]  # [3, batch_size]
+            expected = owned[:, None] * length + np.arange(length)[:, None]  # [3, length, batch_size]
+            np.testing.assert_array_equal(batches, expected.reshape(-1, batch_size))
 
 
 @pytest.mark.parametrize(("groups", "batch_size", "world_size"), [(3, 2, 2), (0, 1, 1), (7, 8, 1)])
