@@ -9,6 +9,8 @@ from raggedbev.losses import (
     DenoisingConfig,
     DenoisingOutput,
     FocalHeadLossConfig,
+    GroundTruth2D,
+    GroundTruth3D,
     StreamPETRLossConfig,
     attention_mask,
     count_nonfinite,
@@ -94,19 +96,51 @@ def test_losses_compile_without_a_graph_break():
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 
-@pytest.mark.parametrize("device_type", ["cuda"])
-def test_on_the_device_nothing_waits(device_type):
-    """Torch itself reports waits there: packing, costs, losses and backward, with the solver's answer given."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    (logits, boxes), gt, _, config = case_3d()
-    gt = type(gt)([box.to(device_type) for box in gt.box_list], [label.to(device_type) for label in gt.label_list])
-    logits, boxes = (tensor.to(device_type).requires_grad_() for tensor in (logits, boxes))
-    assigner = Replay(HungarianMatcher3D())
-    streampetr_loss(logits, boxes, gt, assigner, config)
+def training_step(device):
+    """Packing, denoising queries, both losses and backward on a device, as a function to call again and again.
+
+    The assigners give the answer of the first call in all later ones.
+    """
+    truth_3d, truth_2d = ground_truth_3d(SIZES, torch.float32), ground_truth_2d(SIZES, torch.float32)
+    lists_3d = [[t.to(device) for t in part] for part in (truth_3d.box_list, truth_3d.label_list)]
+    parts_2d = (truth_2d.box_list, truth_2d.label_list, truth_2d.center_list)
+    lists_2d = [[t.to(device) for t in part] for part in parts_2d]
+    denoising = DenoisingConfig(groups=3)
+    pad = denoising.groups * max(SIZES)
+    matching, noisy = predictions_3d(3, len(SIZES), torch.float32), predictions_3d(3, len(SIZES), torch.float32, pad)
+    image = predictions_2d(len(SIZES), torch.float32)
+    logits, boxes, dn_logits, dn_boxes, *preds_2d = (t.to(device).requires_grad_() for t in (*matching, *noisy, *image))
+    assigner_3d, assigner_2d = Replay(HungarianMatcher3D()), Replay(HungarianMatcher2D())
+
+    def step():
+        gt, gt_2d = GroundTruth3D(*lists_3d), GroundTruth2D(*lists_2d)
+        queries = prepare_denoising(gt, denoising)
+        attention_mask(queries.pad, queries.groups, 10, 4, 8, device=device)
+        dn = DenoisingOutput(dn_logits, dn_boxes, queries)
+        losses = streampetr_loss(logits, boxes, gt, assigner_3d, StreamPETRLossConfig(), dn)
+        losses |= focal_head_loss(*preds_2d, gt_2d, assigner_2d, FocalHeadLossConfig(), PAD_SHAPE)
+        sum(losses.values()).backward()
+        count_nonfinite(logits, boxes, dn_logits, dn_boxes)
+        assert all(t.grad is not None for t in (logits, boxes, dn_logits, dn_boxes, *preds_2d))
+
+    return step
+
+
+def test_a_whole_step():
+    step = training_step("cpu")
+    step()
+    with HostSyncCounter("cpu") as syncs:
+        step()
+    assert dict(syncs.by_kind) == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_the_device_nothing_waits():
+    """Torch itself reports waits there, with the solvers' answers given."""
+    step = training_step("cuda")
+    step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        losses = streampetr_loss(logits, boxes, type(gt)(gt.box_list, gt.label_list), assigner, config)
-        sum(losses.values()).backward()
+        step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
