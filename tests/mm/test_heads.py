@@ -144,8 +144,8 @@ def test_losses_are_computed_in_full_precision(kind):
     assert all(torch.equal(found[key], wanted[key]) and found[key].dtype == torch.float32 for key in wanted)
 
 
-def test_two_processes_share_their_counts():
-    """Both kinds of heads agree on every rank, one of which has no objects."""
+def test_two_processes():
+    """Losses share their counts, and DDP its gradients, with both kinds of heads; one rank has no objects."""
     script = Path(__file__).with_name("two_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=240)
