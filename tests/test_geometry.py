@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raggedbev.geometry import invert_rigid, rigid_transform
+from raggedbev.geometry import invert_rigid, rigid_matrix
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (2, 0), (2, 3)])
@@ -13,7 +13,7 @@ def test_inverse(shape):
     rng = np.random.default_rng(0)
     rotation = np.linalg.qr(rng.normal(size=(*shape, 3, 3)))[0]
     shift = rng.normal(size=(*shape, 3)) * 1000
-    motion = rigid_transform(rotation, shift)
+    motion = rigid_matrix(rotation, shift)
     assert motion.shape == (*shape, 4, 4) and motion.dtype == np.float64
     points = np.concatenate([rng.normal(size=(*shape, 3)), np.ones((*shape, 1))], -1)[..., None]
     moved = (motion @ points)[..., :3, 0]

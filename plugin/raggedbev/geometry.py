@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["invert_rigid", "rigid_transform"]
+__all__ = ["invert_rigid", "rigid_matrix"]
 
 
-def rigid_transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
+def rigid_matrix(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     """4x4 matrices [..., 4, 4] float64 from rotations [..., 3, 3] and translations [..., 3] in metres."""
     transform = np.zeros((*rotation.shape[:-2], 4, 4))
     transform[..., :3, :3] = rotation
@@ -19,4 +19,4 @@ def rigid_transform(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray
 def invert_rigid(transform: np.ndarray) -> np.ndarray:
     """Inverse of rigid 4x4 transforms [..., 4, 4], by transposing the rotation; float64."""
     rotation = np.swapaxes(transform[..., :3, :3], -1, -2)
-    return rigid_transform(rotation, -(rotation @ transform[..., :3, 3:])[..., 0])
+    return rigid_matrix(rotation, -(rotation @ transform[..., :3, 3:])[..., 0])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from infos.geometry import quaternion_to_matrix
-from raggedbev.geometry import rigid_transform
+from raggedbev.geometry import rigid_matrix
 from raggedbev.nuscenes import CAMERAS, INFO_CLASSES
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def other_categories(nusc: NuScenes) -> list[str]:
 
 def _transforms(records: list[dict]) -> np.ndarray:
     rotation = quaternion_to_matrix(_column(records, "rotation", 4))
-    return rigid_transform(rotation, _column(records, "translation", 3))
+    return rigid_matrix(rotation, _column(records, "translation", 3))
 
 
 def _column(records: list[dict], key: str, width: int) -> np.ndarray:
