@@ -99,6 +99,6 @@ def _objects_2d(frame: dict[str, Any], sizes: LossSizes, path: str | Path) -> li
         labels = _LABEL[np.array([i["bbox_label"] for i in instances], np.int64)]
         corners, centers = corners.clip(0.0, limit), centers.clip(0.0, limit)
         keep = (labels >= 0) & ((corners[:, 1] - corners[:, 0]).min(1, initial=np.inf) >= 2.0)
-        kept = (corners.reshape(-1, 4)[keep], labels[keep], centers[keep])
-        images.append(tuple(torch.from_numpy(np.ascontiguousarray(x)) for x in kept))
+        kept_boxes, kept_centers = (torch.from_numpy(x[keep]) for x in (corners.reshape(-1, 4), centers))
+        images.append((kept_boxes, torch.from_numpy(labels[keep]), kept_centers))
     return images

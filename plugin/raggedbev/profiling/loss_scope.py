@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raggedbev.losses import (
@@ -127,9 +128,8 @@ class LossArm:
 
 def _backward(losses: Losses) -> None:
     """Gradients of the sum; denoising losses without denoising queries carry none."""
-    total = sum(loss for loss in losses.values() if loss.requires_grad)
     with stage("backward"):
-        total.backward()
+        torch.stack([loss for loss in losses.values() if loss.requires_grad]).sum().backward()
 
 
 @dataclass(frozen=True)

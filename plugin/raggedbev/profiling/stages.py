@@ -15,6 +15,8 @@ from types import TracebackType
 import torch
 
 StagePath = tuple[str, ...]
+Moment = float | torch.cuda.Event
+"""Seconds of the host clock, or an event recorded on a CUDA stream."""
 
 
 _timer: StageTimer | None = None
@@ -89,7 +91,7 @@ class StageTimer:
         self.nvtx = self.on_cuda if nvtx is None else nvtx
         self.path: StagePath = ()
         self.entered: dict[StagePath, None] = {}
-        self.spans: list[tuple[StagePath, float | torch.cuda.Event, float | torch.cuda.Event]] = []
+        self.spans: list[tuple[StagePath, Moment, Moment]] = []
         self._thread = 0
 
     def __enter__(self) -> StageTimer:
@@ -114,7 +116,7 @@ class StageTimer:
             return nullcontext()
         return _Span(self, name)
 
-    def now(self) -> float | torch.cuda.Event:
+    def now(self) -> Moment:
         """The present moment: seconds of the host clock, or an event recorded on the current CUDA stream."""
         if not self.on_cuda:
             return time.perf_counter()
@@ -132,11 +134,18 @@ class StageTimer:
             torch.cuda.synchronize(self.device)
         total: dict[StagePath, float] = dict.fromkeys(self.entered, 0.0)
         for path, start, end in self.spans:
-            spent = start.elapsed_time(end) if self.on_cuda else 1e3 * (end - start)
-            total[path] += spent
+            total[path] += _milliseconds_between(start, end)
         return total
 
     def reset(self) -> None:
         """Forgets what was measured so far, so that one timer can serve many repeats."""
         self.spans.clear()
         self.entered.clear()
+
+
+def _milliseconds_between(start: Moment, end: Moment) -> float:
+    if isinstance(start, float) and isinstance(end, float):
+        return 1e3 * (end - start)
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end)
+    raise TypeError(f"moments must be of one clock, got {start!r} and {end!r}")

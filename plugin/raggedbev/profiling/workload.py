@@ -7,15 +7,24 @@ trained network.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raggedbev.losses import DenoisingConfig, DenoisingOutput, GroundTruth2D, GroundTruth3D, prepare_denoising
+from raggedbev.losses import (
+    DenoisingConfig,
+    DenoisingOutput,
+    DenoisingQueries,
+    GroundTruth2D,
+    GroundTruth3D,
+    prepare_denoising,
+)
 
 CLASSES = (
     "car",
@@ -186,8 +195,9 @@ def generate_predictions(
     if sizes.dn_groups:
         config = DenoisingConfig(pc_range=sizes.pc_range, num_classes=sizes.num_classes, groups=sizes.dn_groups)
         prepared = prepare_denoising(gt, config, generator=generator)
-        decoded = _draw_denoising(prepared.known_boxes, prepared.known_labels, sizes, generator, trained)
-        dn = DenoisingOutput(*(_leaf(x, device, dtype) for x in decoded), _queries_to(prepared, device, dtype))
+        known = (prepared.known_boxes, prepared.known_labels)
+        dn_logits, dn_boxes = (_leaf(x, device, dtype) for x in _draw_denoising(*known, sizes, generator, trained))
+        dn = DenoisingOutput(dn_logits, dn_boxes, _queries_to(prepared, device, dtype))
     logits, boxes = (_leaf(x, device, dtype) for x in queries)
     return Predictions(logits, boxes, dn, *(_leaf(x, device, dtype) for x in tokens))
 
@@ -196,15 +206,13 @@ def _leaf(x: Tensor, device: str | torch.device, dtype: torch.dtype) -> Tensor:
     return x.to(device=device, dtype=dtype).detach().requires_grad_()
 
 
-def _queries_to(prepared: object, device: str | torch.device, dtype: torch.dtype) -> object:
-    """Moves the tensors of a frozen dataclass; floating ones also change type."""
-    moved = {
-        name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-        if isinstance(value, Tensor)
-        else value
-        for name, value in vars(prepared).items()
-    }
-    return type(prepared)(**moved)
+def _queries_to(prepared: DenoisingQueries, device: str | torch.device, dtype: torch.dtype) -> DenoisingQueries:
+    """Moves the tensors; floating ones also change type."""
+    moved: dict[str, Any] = {}
+    for name, value in vars(prepared).items():
+        if isinstance(value, Tensor):
+            moved[name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+    return dataclasses.replace(prepared, **moved)
 
 
 def _draw_sample(count: int, sizes: LossSizes, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
