@@ -27,7 +27,7 @@ import torch
 from raggedbev.profiling.infos import read_objects
 from raggedbev.profiling.interleave import Progress, measure_arms
 from raggedbev.profiling.loss_scope import ARMS, Agreement, LossArm, LossSettings, compare_arms
-from raggedbev.profiling.report import format_table, make_report, write_json
+from raggedbev.profiling.report import disturbance, format_table, make_report, write_json
 from raggedbev.profiling.syncs import HostSyncCounter
 from raggedbev.profiling.workload import PRESETS, LossSizes, Objects, generate_objects, generate_predictions
 
@@ -191,6 +191,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(format_table(report))
     print(f"host syncs: {report['host_syncs_method']}")
     print(f"{report['device']}, torch {report['torch']}, {report['threads']} threads, batch {report['batch_size']}")
+    if disturbance(report):
+        print(f"warning: {disturbance(report)}")
     if args.json:
         write_json(report, args.json)
         print(f"report: {Path(args.json)}")

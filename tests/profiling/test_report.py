@@ -6,7 +6,16 @@ import pytest
 
 from raggedbev.profiling import stage
 from raggedbev.profiling.interleave import Progress, measure_arms
-from raggedbev.profiling.report import MAIN_ROWS, Arm, format_table, make_report, rows_of, table_rows, write_json
+from raggedbev.profiling.report import (
+    MAIN_ROWS,
+    Arm,
+    disturbance,
+    format_table,
+    make_report,
+    rows_of,
+    table_rows,
+    write_json,
+)
 
 PATHS = {
     ("Training Iteration",): 100.0,
@@ -50,6 +59,13 @@ def test_report_has_the_agreed_keys(tmp_path):
     assert back["arms"]["reference"]["Training Iteration"] is None
     assert back["speedup"] == {"Loss": 4.0, "Focal Head": 6.0}
     assert back["spread"]["reference"]["Loss"] == [8.0, 8.0]
+
+
+def test_repeats_that_differ_much_are_a_warning():
+    calm = Arm([{"Loss": 8.0}, {"Loss": 9.0}])
+    assert disturbance(_report(reference=calm, batched=calm)) == ""
+    busy = _report(reference=calm, batched=Arm([{"Loss": 8.0}, {"Loss": 24.0}]))
+    assert "differ 3.0-fold" in disturbance(busy) and "--threads 1" in disturbance(busy)
 
 
 def test_a_row_that_took_no_time_has_no_ratio():

@@ -167,6 +167,18 @@ def format_table(report: Mapping[str, Any]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def disturbance(report: Mapping[str, Any]) -> str:
+    """A warning if the repeats of an arm differ more than twofold, else an empty string."""
+    ranges = [
+        limits for rows in report["spread"].values() for limits in (rows.get(ITERATION) or rows.get(LOSS),) if limits
+    ]
+    worst = max((high / low for low, high in ranges if low > 0), default=1.0)
+    if worst < 2.0:
+        return ""
+    advice = "; --threads 1 suffers least from that" if report["device_type"] == "cpu" else ""
+    return f"the repeats of one arm differ {worst:.1f}-fold: other work disturbed this run, do not quote it{advice}"
+
+
 def table_rows(report: Mapping[str, Any]) -> list[tuple[str, str, int]]:
     """Rows that some arm has, in the order of the published table, inner stages under their main row.
 
