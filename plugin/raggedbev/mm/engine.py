@@ -116,11 +116,12 @@ def _distribute_on_cpu(config: Config, launcher: str) -> None:
         raise ValueError(f"without CUDA only --launcher pytorch is supported, got {launcher}")
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
-    wrapper = config.setdefault("model_wrapper_cfg", {})
-    wrapper.setdefault("type", "MMDistributedDataParallel")
-    wrapper["device_ids"] = None
-    wrapper.setdefault("find_unused_parameters", config.get("find_unused_parameters", False))
-    wrapper.setdefault("broadcast_buffers", False)
+    defaults = {
+        "type": "MMDistributedDataParallel",
+        "find_unused_parameters": config.get("find_unused_parameters", False),
+        "broadcast_buffers": False,
+    }
+    config.model_wrapper_cfg = {**defaults, **config.get("model_wrapper_cfg", {}), "device_ids": None}
 
 
 def require_checkpoint(path: str) -> None:
@@ -151,6 +152,8 @@ def run_as_command(main: Callable[[], None]) -> None:
     """
     try:
         main()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # ranks leave together; one that left early would break the others' connections
     except (ValueError, OSError, KeyError, TypeError) as error:
         sentence = _expected(error)
         if sentence is None or os.environ.get("RAGGEDBEV_DEBUG") == "1":

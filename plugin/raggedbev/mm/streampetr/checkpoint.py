@@ -12,35 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["CONFIG_CLASSES", "INFO_CLASSES", "convert_published_state_dict"]
+from raggedbev.nuscenes import DETECTION_CLASSES, INFO_CLASSES
 
-INFO_CLASSES = (
-    "car",
-    "truck",
-    "trailer",
-    "bus",
-    "construction_vehicle",
-    "bicycle",
-    "motorcycle",
-    "pedestrian",
-    "traffic_cone",
-    "barrier",
-)
-"""Classes in the order of nuScenes info files, which the published 2D head learned."""
-
-CONFIG_CLASSES = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
-"""Classes in the order of the configs, which both heads of this package use."""
+__all__ = ["convert_published_state_dict"]
 
 _PERMUTED = ("img_roi_head.cls.weight", "img_roi_head.cls.bias")
 
@@ -57,7 +31,7 @@ def convert_published_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Ten
     Raises:
         ValueError: The 2D classifier is missing or has another number of classes.
     """
-    order = torch.tensor([INFO_CLASSES.index(name) for name in CONFIG_CLASSES])
+    order = torch.tensor([INFO_CLASSES.index(name) for name in DETECTION_CLASSES])
     converted = dict(state_dict)
     for key in _PERMUTED:
         if key not in state_dict:
