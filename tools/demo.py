@@ -269,9 +269,7 @@ class Demo:
         run_steps(Step("evaluating", command, self._log("test"), TEST_LINE))
         metrics = read_metrics(test_dir)
         scores = f"mAP {metrics['mAP']:.4f}, NDS {metrics['NDS']:.4f}"
-        self.summary.append(
-            f"validation   {scores} after {self.iterations} steps from random weights: a start, no more"
-        )
+        self.summary.append(f"validation   {scores} after {self.iterations} steps from random weights")
 
     def time_stages(self) -> None:
         """The stage table of a training iteration from the trained weights, and of the losses at published sizes."""
@@ -290,7 +288,7 @@ class Demo:
             if scope == "iteration":
                 apart = measured["agreement"]["losses"]
                 self.summary.append(
-                    f"             a term after step {self.iterations}, from equal weights, {apart:.1e}"
+                    f"losses       after step {self.iterations}, from equal weights: a term at most {apart:.1e} apart"
                 )
             ratio = measured["speedup"]
             rows = [row for row in ("Training Iteration", "Loss") if row in ratio]
