@@ -9,7 +9,7 @@ import copy
 import functools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -161,9 +161,14 @@ class IterationArm:
 
 
 def build_arms(
-    config: Config, device: torch.device, batches: list[dict[str, Any]], seed: int, checkpoint: str | None = None
+    config: Config,
+    device: torch.device,
+    batches: list[dict[str, Any]],
+    seed: int,
+    checkpoint: str | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, IterationArm]:
-    """The per-sample version (arm `published`) and the batched one of a config, with the same weights and batches.
+    """The per-sample versions (arms `published`, `reference`) and the batched one, with the same weights and batches.
 
     Args:
         config: Either version.
@@ -171,23 +176,35 @@ def build_arms(
         batches: What they go through in turn.
         seed: Seed of weights and steps.
         checkpoint: File of weights to start from; default: new weights.
+        names: Arms that are wanted; default: all three.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
     """
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint file {checkpoint}")
-    arms = {
-        "published": IterationArm(twin(config.model, batched=False), config.optim_wrapper, device, seed),
-        "batched": IterationArm(twin(config.model, batched=True), config.optim_wrapper, device, seed),
+    models = {
+        "published": twin(config.model, batched=False),
+        "reference": _as_reference(twin(config.model, batched=False)),
+        "batched": twin(config.model, batched=True),
     }
+    arms = {name: IterationArm(models[name], config.optim_wrapper, device, seed) for name in names or models}
+    first = next(iter(arms.values())).model
     if checkpoint is not None:
         allow_checkpoint_globals()
-        load_checkpoint(arms["published"].model, checkpoint, map_location=device, strict=True)
-    arms["batched"].model.load_state_dict(arms["published"].model.state_dict())
+        load_checkpoint(first, checkpoint, map_location=device, strict=True)
     for arm in arms.values():
+        arm.model.load_state_dict(first.state_dict())
         arm.batches = batches
     return arms
+
+
+def _as_reference(model: dict[str, Any]) -> dict[str, Any]:
+    """A per-sample model config whose assigners, and through them the 2D head, are the `reference` arm."""
+    for head in ("pts_bbox_head", "img_roi_head"):
+        if head in model:
+            model[head]["train_cfg"]["assigner"]["arm"] = "reference"
+    return model
 
 
 def dataset_batches(config: Config, batch_size: int, count: int, seed: int) -> list[dict[str, Any]]:

@@ -129,11 +129,7 @@ def run_iteration(args: argparse.Namespace) -> dict[str, Any]:
         sizes = iteration.sizes_of(config)
         objects = draw_objects(args, sizes, batch_size)
         batches = iteration.synthetic_batches(objects, sizes, STREAM_LENGTH, args.seed)
-    arms = iteration.build_arms(config, torch.device(args.device), batches, args.seed, args.checkpoint)
-    unknown = set(args.arms or ()) - set(arms)
-    if unknown:
-        raise ValueError(f"--scope iteration has the arms {', '.join(arms)}, got {', '.join(sorted(unknown))}")
-    arms = {name: arm for name, arm in arms.items() if name in (args.arms or arms)}
+    arms = iteration.build_arms(config, torch.device(args.device), batches, args.seed, args.checkpoint, args.arms)
     agreement = Agreement.of_losses({name: arm.losses() for name, arm in arms.items()})
     print(agreement.sentence(), flush=True)
     details = {"data": "of the config" if args.real_data else "synthetic"}

@@ -130,7 +130,7 @@ def test_whole_iterations_of_a_config(tiny_config, tmp_path):
     arguments = [str(tiny_config), "--scope", "iteration", "--repeats", "1", "--json", str(report)]
     assert benchmark_loss.main(arguments) == 0
     content = json.loads(report.read_text())
-    assert list(content["arms"]) == ["published", "batched"] and content["batch_size"] == 1
+    assert list(content["arms"]) == ["published", "reference", "batched"] and content["batch_size"] == 1
     for arm in content["arms"].values():
         assert all(arm[row] is not None and arm[row] >= 0.0 for row in MAIN_ROWS)
         assert arm["Training Iteration"] >= arm["Forward"] + arm["Optimization"]

@@ -165,7 +165,8 @@ class PerSampleHungarianAssigner2D(_Assigner2D):
 
     Args:
         cls_cost, reg_cost, iou_cost, centers2d_cost: see `BatchedHungarianAssigner2D`.
-        arm: 'published' replaces non-finite costs on the host, 'reference' on the device; same results.
+        arm: 'published' replaces non-finite costs on the host, and the head draws its heatmaps object by object;
+            'reference' replaces them on the device, and heatmaps are drawn by one operator. Same results.
     """
 
     def __init__(
@@ -178,6 +179,7 @@ class PerSampleHungarianAssigner2D(_Assigner2D):
     ) -> None:
         super().__init__(cls_cost, reg_cost, iou_cost, centers2d_cost)
         self.matcher = PerSampleMatcher2D(self.config, arm)
+        self.arm = arm
 
 
 @TASK_UTILS.register_module()

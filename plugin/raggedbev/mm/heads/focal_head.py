@@ -90,18 +90,23 @@ class BatchedFocalHead(_FocalLoss):
 
 @MODELS.register_module()
 class PerSampleFocalHead(_FocalLoss):
-    """StreamPETR's 2D head with per-image loops as published, heatmaps object by object; any assigner with the
-    published `assign`.
+    """StreamPETR's 2D head with per-image loops as published; any assigner with the published `assign`.
 
-    Arguments as in `FocalHeadBase`.
+    Heatmaps are drawn object by object, unless the assigner's `arm` is 'reference'. Arguments as in `FocalHeadBase`.
     """
 
     batched = False
 
     def _compute(self, predictions: list[Tensor], gt: GroundTruth2D, pad_shape: tuple[int, int]) -> dict[str, Tensor]:
-        assigner = _ImageMatcher(require_assigner(self))
+        assigner = require_assigner(self)
         return focal_head_loss_reference(
-            *predictions, gt, assigner, self.loss_config, pad_shape, mean_over_processes, arm="published"
+            *predictions,
+            gt,
+            _ImageMatcher(assigner),
+            self.loss_config,
+            pad_shape,
+            mean_over_processes,
+            arm=getattr(assigner, "arm", "published"),
         )
 
 
