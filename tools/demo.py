@@ -260,7 +260,7 @@ class Demo:
         return result.agrees
 
     def evaluate(self) -> None:
-        """mAP and NDS of the batched run on the validation scenes; both runs have the same weights up to rounding."""
+        """mAP and NDS of the batched run on the validation scenes."""
         name, folder = "batched", self._folder("batched")
         checkpoint, test_dir = folder / f"iter_{self.iterations}.pth", folder / "test"
         options = [f"test_evaluator.jsonfile_prefix={folder / 'results'}", "test_dataloader.num_workers=2"]
@@ -275,7 +275,10 @@ class Demo:
         """The stage table of a training iteration from the trained weights, and of the losses at published sizes."""
         checkpoint = ["--checkpoint", str(self._folder("batched") / f"iter_{self.iterations}.pth")]
         jobs = {
-            "iteration": [RUNS["batched"], "--scope", "iteration", "--real-data", "--repeats", "3", *checkpoint],
+            "iteration": [
+                *(RUNS["batched"], "--scope", "iteration", "--real-data", "--repeats", "3", *checkpoint),
+                *("--arms", "published", "batched"),
+            ],
             "loss": ["streampetr_r50_704", "--scope", "loss", "--repeats", "3"],
         }
         for scope, arguments in jobs.items():

@@ -1,8 +1,8 @@
 # python tools/train.py configs/streampetr/streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py
 #
 # A small StreamPETR for CPUs: ResNet-18 from scratch, images of 352x128, 128 queries and 64 propagated ones, 3 decoder
-# layers. 1 process x 2 samples, 120 steps: what `make demo` trains. It shows that everything works; it is too short to
-# detect well.
+# layers. 1 process x 2 samples, 120 steps; `make demo` trains the first of them. It shows that everything works; it is
+# too short to detect well.
 _base_ = ["./streampetr_r50-704x256_1xb2-24e_nuscenes-mini.py"]
 
 max_iters = 120
