@@ -1,10 +1,10 @@
-# python tools/create_mini.py --out data/mini-overfit --scenes 3
-# python tools/create_infos.py --data-root data/mini-overfit --version v1.0-mini
 # OMP_NUM_THREADS=1 python tools/train.py configs/streampetr/streampetr_r18-256x96_1xb2-overfit_nuscenes-mini.py
 #
-# Learns the training scenes by heart and is tested on just these: a detector that cannot do this has a mistake in
-# targets, losses, memory, decoder or evaluation. No augmentation, no dropout, a narrow model. Two scenes of 12 frames
-# = 12 steps of 2 samples an epoch; 5,000 steps = 417 epochs. Figures are in docs/streampetr.md.
+# Learns training scenes by heart and is tested on just these: a detector that cannot do this has a mistake in targets,
+# losses, memory, decoder or evaluation. No augmentation, no dropout, a narrow model. Its data are two scenes:
+#   python tools/create_mini.py --out data/mini-overfit --scenes 3
+#   python tools/create_infos.py --data-root data/mini-overfit --version v1.0-mini
+# 2 x 12 frames = 12 steps of 2 samples an epoch; 5,000 steps = 417 epochs. Figures are in docs/streampetr.md.
 _base_ = ["./streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py"]
 
 data_root = "data/mini-overfit/"
