@@ -3,6 +3,9 @@
 
 In: nothing but the installed package (the mini data set is made if it is not there). Out: a summary on the terminal,
 and loss curves, stage chart and detections as PNG in the work directory. Started by `make demo`.
+
+Example:
+    python tools/demo.py --iterations 12 --work-dir work_dirs/short_demo
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Evaluate a checkpoint of an mm config.
 
 Example:
-    python tools/test.py configs/streampetr/streampetr_r18-352x128_1xb2-demo_nuscenes-mini_batched.py \
+    python tools/test.py configs/streampetr/streampetr_r18-352x128_1xb2-demo_nuscenes-mini_batched.py \\
         work_dirs/demo/batched/iter_24.pth --show-dir pictures
 """
 
