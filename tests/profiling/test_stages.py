@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -70,13 +71,8 @@ def test_other_threads_are_not_recorded():
     assert timer.milliseconds() == {}
 
 
-def test_without_a_timer_a_stage_costs_little():
-    repeats = 2000
-    start = time.perf_counter()
-    for _ in range(repeats):
-        with stage("cost"):
-            pass
-    assert (time.perf_counter() - start) / repeats < 50e-6
+def test_without_a_timer_a_stage_is_a_null_context():
+    assert isinstance(stage("cost"), nullcontext)
 
 
 def test_compiled_code_may_contain_stages():

@@ -1,8 +1,8 @@
 """The demo's own logic: reading logs, comparing runs, running steps, and drawing."""
 
 import json
+import os
 import sys
-import time
 
 import pytest
 from launch import ROOT
@@ -104,11 +104,18 @@ def test_steps_run_side_by_side_and_a_failure_stops_the_others(tmp_path):
     demo.run_steps(
         demo.Step("a", ["-c", first], tmp_path / "a.log"), demo.Step("b", ["-c", second], tmp_path / "b.log")
     )
-    started = time.monotonic()
-    slow = demo.Step("slow", ["-c", "import time; time.sleep(60)"], tmp_path / "slow.log")
+    number = tmp_path / "number"
+    endless = f"import os, pathlib, time\npathlib.Path({str(number)!r}).write_text(str(os.getpid()))\ntime.sleep(600)"
+    fail = (
+        f"import pathlib, time\nwhile not pathlib.Path({str(number)!r}).exists(): time.sleep(0.01)\nraise SystemExit(1)"
+    )
     with pytest.raises(demo.StepFailed, match="bad failed with status 1"):
-        demo.run_steps(slow, demo.Step("bad", ["-c", "raise SystemExit(1)"], tmp_path / "bad.log"))
-    assert time.monotonic() - started < 20
+        demo.run_steps(
+            demo.Step("endless", ["-c", endless], tmp_path / "endless.log"),
+            demo.Step("bad", ["-c", fail], tmp_path / "bad.log"),
+        )
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(number.read_text()), 0)
 
 
 @pytest.mark.parametrize(
