@@ -279,7 +279,7 @@ class Demo:
         checkpoint = ["--checkpoint", str(self._folder("batched") / f"iter_{self.iterations}.pth")]
         jobs = {
             "iteration": [
-                *(RUNS["batched"], "--scope", "iteration", "--real-data", "--repeats", "3", *checkpoint),
+                *(RUNS["batched"], "--scope", "iteration", "--real-data", "--repeats", "2", *checkpoint),
                 *("--arms", "published", "batched"),
             ],
             "loss": ["streampetr_r50_704", "--scope", "loss", "--repeats", "3"],
@@ -351,7 +351,7 @@ def _name(report: Mapping[str, object]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all steps; exit status 1 if one fails or the losses disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--iterations", type=int, default=24, help="training steps of each run (default: 24)")
+    parser.add_argument("--iterations", type=int, default=10, help="training steps of each run (default: 10)")
     parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/demo", help="default: work_dirs/demo")
     args = parser.parse_args(arguments)
     if args.iterations < 1:

@@ -3,7 +3,7 @@
 
 Example:
     python tools/test.py configs/streampetr/streampetr_r18-352x128_1xb2-demo_nuscenes-mini_batched.py \\
-        work_dirs/demo/batched/iter_24.pth --show-dir pictures
+        work_dirs/demo/batched/iter_10.pth --show-dir pictures
 """
 
 from __future__ import annotations
