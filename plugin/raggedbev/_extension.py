@@ -11,11 +11,13 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 NAMESPACE = "raggedbev"
+
+R = TypeVar("R")
 
 
 class SlowPathWarning(UserWarning):
@@ -52,20 +54,27 @@ def _warn_slow_path(name: str, device_type: str) -> None:
     )
 
 
-def load_operator(name: str, *, fallback: Callable[..., Tensor], fake: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def load_operator(
+    name: str,
+    *,
+    fallback: Callable[..., R],
+    fake: Callable[..., R],
+    vmap: Callable[[Callable[..., R]], Callable[..., Any]] | None = None,
+) -> Callable[..., R]:
     """The operator `name`: compiled where it was built for the device of its arguments, plain torch elsewhere.
 
     Args:
-        name: name of the operator's schema in `csrc/library.cpp`.
+        name: name of the operator's schema in `csrc/library.cpp`; its first argument is a tensor.
         fallback: plain torch with the schema's arguments; used on every device that has no compiled kernel.
-        fake: shape and type of the result, from shapes and types only (`torch.compile`, `torch.export`).
+        fake: shapes and types of the results, from shapes and types only (`torch.compile`, `torch.export`).
+        vmap: makes the operator's batching rule (see `torch.library.register_vmap`) from the operator.
 
     Returns:
         A callable with the schema's positional arguments. The plain torch path warns once per operator and device type.
     """
 
     @functools.wraps(fallback)
-    def slow_path(first: Tensor, *args: object) -> Tensor:
+    def slow_path(first: torch.Tensor, *args: object) -> R:
         if not torch.compiler.is_compiling():
             _warn_slow_path(name, first.device.type)
         return fallback(first, *args)
@@ -73,6 +82,9 @@ def load_operator(name: str, *, fallback: Callable[..., Tensor], fake: Callable[
     qualified_name = f"{NAMESPACE}::{name}"
     if not COMPILED or not hasattr(getattr(torch.ops, NAMESPACE), name):
         return slow_path
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
     torch.library.register_fake(qualified_name, fake)
     torch.library.impl(qualified_name, "CompositeExplicitAutograd")(slow_path)
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    if vmap is not None and hasattr(torch.library, "register_vmap"):  # torch >= 2.5
+        torch.library.register_vmap(qualified_name, vmap(operator))
+    return operator
