@@ -180,7 +180,7 @@ def test_bool_indexing_ignores_filler():
 def test_debug_mode_names_the_entry(monkeypatch, value):
     indices = torch.tensor([[0, 1], [2, value]])
     assert batched_indexing_access(torch.ones(2, 3), indices).tolist() == [[1, 1], [1, 0]]
-    monkeypatch.setenv("RAGGEDBEV_DEBUG", "1")
+    monkeypatch.setattr("raggedbev.ragged.batch._DEBUG", True)
     with pytest.raises(IndexError, match=f"indices of sample 1, entry 1: {value} is out of range"):
         batched_indexing_access(torch.ones(2, 3), indices)
     ragged = RaggedBatch(indices, sample_sizes=torch.tensor([2, 1]))
@@ -188,9 +188,9 @@ def test_debug_mode_names_the_entry(monkeypatch, value):
 
 
 def test_wrong_input_is_named():
-    with pytest.raises(ValueError, match=r"int32 or int64, got torch\.float32"):
+    with pytest.raises(TypeError, match=r"int32 or int64, got torch\.float32"):
         batched_indexing_access(torch.zeros(2, 3), torch.zeros(2, 1))
-    with pytest.raises(ValueError, match=r"batch shape \(2,\) of the indices, got \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"batch shape \(2,\) of the indices .*, got \(3, 3\)"):
         batched_indexing_access(torch.zeros(3, 3), torch.zeros(2, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="same number of entries, got 3 and 1"):
         batched_inverse_indexing_access(torch.zeros(2, 3), torch.zeros(2, 1, dtype=torch.long), 4)
@@ -225,7 +225,7 @@ def test_half_precision_sums_in_float32():
     assert sum_over_targets(batch).item() == 4096 and average_over_targets(batch).item() == 1
     assert sum_over_targets(batch).dtype == torch.bfloat16
     assert sum_over_targets(batch.bool()).item() == 4096
-    with pytest.raises(ValueError, match="floating-point"):
+    with pytest.raises(TypeError, match="floating-point"):
         average_over_targets(batch.long())
 
 

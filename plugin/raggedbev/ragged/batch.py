@@ -12,6 +12,7 @@ batched torch code runs, with the raggedness travelling along.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,68 +21,168 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__ = ["Layout", "RaggedBatch", "debug_mode"]
+from raggedbev.ragged.primitives import ragged_fill
+
+__all__ = ["Layout", "RaggedBatch", "debug_mode", "is_readable"]
+
+_DEBUG = os.environ.get("RAGGEDBEV_DEBUG", "0") == "1"
 
 
 def debug_mode() -> bool:
-    """Whether `RAGGEDBEV_DEBUG=1` asks for value checks, which read the device."""
-    return os.environ.get("RAGGEDBEV_DEBUG", "0") == "1"
+    """Whether `RAGGEDBEV_DEBUG=1`, set before the import, asks for value checks, which read the device."""
+    return _DEBUG
 
 
-def _may_read_values(tensor: Tensor) -> bool:
+def is_readable(tensor: Tensor) -> bool:
     """Whether reading values for a check costs no device synchronisation (or was asked for)."""
-    if torch.compiler.is_compiling() or tensor.device.type == "meta":
+    if torch.compiler.is_compiling() or type(tensor) is not Tensor:
         return False
-    if torch._C._functorch.maybe_get_level(tensor) != -1 or type(tensor) is not Tensor:
+    if tensor.device.type != "cpu" and (not _DEBUG or tensor.device.type == "meta" or _is_capturing(tensor)):
         return False
-    return tensor.device.type == "cpu" or debug_mode()
+    return torch._C._functorch.maybe_get_level(tensor) == -1
+
+
+def _is_capturing(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class Layout:
     """Sizes and mask, made of each other when asked for; shared by all batches with the same raggedness.
 
+    What is made is kept until what it was made of is written to in place (so that a new CUDA graph capture, or sizes
+    that are overwritten between two replays, never meet a stale mask).
+
     Args:
         sample_sizes: [*batch] int64 or None when only the mask is known.
         mask: [*batch, max_sample_size] bool or None when only the sizes are known.
         max_sample_size: padded length, a host integer.
+        host_sizes: the sizes sample by sample, where the host knows them anyway: spares reading the device.
     """
 
-    def __init__(self, sample_sizes: Tensor | None, mask: Tensor | None, max_sample_size: int) -> None:
-        self._sample_sizes = sample_sizes
+    def __init__(
+        self,
+        sample_sizes: Tensor | None,
+        mask: Tensor | None,
+        max_sample_size: int,
+        host_sizes: Sequence[int] | None = None,
+    ) -> None:
+        self._sizes = sample_sizes
         self._mask = mask
         self.max_sample_size = max_sample_size
+        self._made: tuple[Tensor, int] | None = None
+        self._remember(host_sizes)
+
+    def _remember(self, host_sizes: Sequence[int] | None) -> None:
+        self._host: tuple[Sequence[int], int] | None = None
+        if host_sizes is not None and self._sizes is not None and _is_versioned(self._sizes):
+            self._host = (host_sizes, self._sizes._version)
 
     @property
     def sample_sizes(self) -> Tensor:
-        if self._sample_sizes is None:
-            self._sample_sizes = self.mask.sum(-1)
-        return self._sample_sizes
+        """[*batch] int64."""
+        return self._make(self.mask, _count) if self._sizes is None else self._sizes
 
     @property
     def mask(self) -> Tensor:
-        if self._mask is None:
-            steps = torch.arange(self.max_sample_size, device=self.sample_sizes.device)
-            self._mask = steps < self.sample_sizes.unsqueeze(-1)
-        return self._mask
+        """[*batch, max_sample_size] bool."""
+        return self._make(self.sample_sizes, self._compare) if self._mask is None else self._mask
 
     @property
     def batch_shape(self) -> torch.Size:
-        return self.mask.shape[:-1] if self._sample_sizes is None else self._sample_sizes.shape
+        """Sizes of the batch dimensions."""
+        return self.mask.shape[:-1] if self._sizes is None else self._sizes.shape
 
-    def map(self, on_batch: Callable[[Tensor, int], Tensor]) -> Layout:
-        """New layout from `on_batch(tensor, num_trailing_dims)`, applied to what is known of sizes and mask."""
-        sizes = None if self._sample_sizes is None else on_batch(self._sample_sizes, 0)
+    def host_sizes(self) -> Sequence[int] | None:
+        """The sizes sample by sample if they can be had without reading a device, None otherwise."""
+        sizes = self.sample_sizes
+        if is_readable(sizes):
+            return _to_list(sizes)
+        known = self._host
+        return known[0] if known is not None and _is_versioned(sizes) and known[1] == sizes._version else None
+
+    def read_sizes(self) -> Sequence[int]:
+        """The sizes sample by sample; one synchronisation on an accelerator unless the host knows them."""
+        values = self.host_sizes()
+        if values is None:
+            sizes = self.sample_sizes
+            values = _to_list(sizes)
+            if _is_versioned(sizes):
+                self._host = (values, sizes._version)
+        return values
+
+    def map(self, on_batch: Callable[[Tensor, int], Tensor], same_samples: bool) -> Layout:
+        """New layout from `on_batch(tensor, num_trailing_dims)`, applied to what is known of sizes and mask.
+
+        Args:
+            on_batch: changes the batch dimensions.
+            same_samples: whether all samples stay, in their order.
+        """
+        sizes = None if self._sizes is None else on_batch(self._sizes, 0)
         mask = None if self._mask is None else on_batch(self._mask, 1)
-        return Layout(sizes, mask, self.max_sample_size)
+        host = None if self._host is None or not same_samples else self.host_sizes()
+        return Layout(sizes, mask, self.max_sample_size, host)
+
+    def __getstate__(self) -> tuple:
+        host = None if self._host is None else self.host_sizes()
+        return self._sizes, self._mask, self.max_sample_size, host
+
+    def __setstate__(self, state: tuple) -> None:
+        self._sizes, self._mask, self.max_sample_size, host = state
+        self._made = None
+        self._remember(host)
+
+    def _compare(self, sizes: Tensor) -> Tensor:
+        return torch.arange(self.max_sample_size, device=sizes.device) < sizes.unsqueeze(-1)
+
+    def _make(self, source: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        if not _is_versioned(source) or _is_capturing(source):
+            return make(source)
+        version = source._version
+        if self._made is None or self._made[1] != version:
+            self._made = (make(source), version)
+        return self._made[0]
+
+
+def _count(mask: Tensor) -> Tensor:
+    return mask.sum(-1)
+
+
+def _to_list(sizes: Tensor) -> list[int]:
+    return sizes.tolist() if sizes.dim() == 1 else sizes.reshape(-1).tolist()
+
+
+def _is_versioned(tensor: Tensor) -> bool:
+    """Whether in-place writes to `tensor` are counted, and what is made of it can be used anywhere later on."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_inference_mode_enabled()
+        or tensor.is_inference()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _require_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+
+
+def _require_dim(name: str, dim: int, low: int, high: int) -> None:
+    """dim in [low, high)."""
+    if not low <= dim < high:
+        raise ValueError(f"{name} must lie in [{low}, {high}), got {dim}")
 
 
 def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, dim: int | None) -> tuple[Layout, int]:
+    _require_tensor("tensor", tensor)
     if sizes is not None:
+        _require_tensor("sample_sizes", sizes)
         if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
-            raise ValueError(f"sample_sizes must be an integer tensor, got {sizes.dtype}")
+            raise TypeError(f"sample_sizes must be an integer tensor, got {sizes.dtype}")
         sizes = sizes.long()
-    if mask is not None and mask.dtype != torch.bool:
-        raise ValueError(f"mask must be a bool tensor, got {mask.dtype}")
+    if mask is not None:
+        _require_tensor("mask", mask)
+        if mask.dtype != torch.bool:
+            raise TypeError(f"mask must be a bool tensor, got {mask.dtype}")
     if sizes is not None:
         batch_shape = sizes.shape
     elif mask is not None:
@@ -92,10 +193,12 @@ def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, d
     dim = num_batch_dims if dim is None else dim
     if num_batch_dims < 1:
         raise ValueError("RaggedBatch needs at least one batch dimension, got a single sample size")
-    if not num_batch_dims <= dim < tensor.dim():
-        raise ValueError(f"non_uniform_dim must lie in [{num_batch_dims}, {tensor.dim()}), got {dim}")
     if tensor.shape[:num_batch_dims] != batch_shape:
-        raise ValueError(f"sample_sizes are {tuple(batch_shape)} but the tensor is {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{'mask' if sizes is None else 'sample_sizes'} has the batch shape {tuple(batch_shape)} but the tensor "
+            f"is {tuple(tensor.shape)}"
+        )
+    _require_dim("non_uniform_dim", dim, num_batch_dims, tensor.dim())
     length = tensor.shape[dim]
     if mask is not None and mask.shape != (*batch_shape, length):
         raise ValueError(f"mask must be {(*batch_shape, length)}, got {tuple(mask.shape)}")
@@ -108,14 +211,22 @@ def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, d
 
 
 def _check_values(layout: Layout, sizes: Tensor | None, mask: Tensor | None) -> None:
-    if sizes is not None and sizes.numel() and _may_read_values(sizes):
-        low, high = int(sizes.min()), int(sizes.max())
+    if sizes is not None and sizes.numel() and is_readable(sizes):
+        values = _to_list(sizes)
+        low, high = min(values), max(values)
         if low < 0 or high > layout.max_sample_size:
             raise ValueError(f"sample_sizes must lie in [0, {layout.max_sample_size}], got values in [{low}, {high}]")
-    if mask is not None and _may_read_values(mask):
+    if mask is not None and is_readable(mask):
         expected = Layout(mask.sum(-1) if sizes is None else sizes, None, layout.max_sample_size).mask
-        if not torch.equal(mask, expected):
-            raise ValueError("mask must have the valid entries of each sample first (and as many as sample_sizes says)")
+        wrong = (mask != expected).reshape(-1, layout.max_sample_size).any(-1) if mask.numel() else mask.new_zeros(0)
+        if wrong.any():
+            sample = int(wrong.nonzero()[0, 0])
+            row = mask.reshape(-1, layout.max_sample_size)[sample].int().tolist()
+            wanted = expected.reshape(-1, layout.max_sample_size)[sample].int().tolist()
+            raise ValueError(
+                "mask must have the valid entries of each sample first (and as many as sample_sizes says): "
+                f"sample {sample} has {row}, expected {wanted}"
+            )
 
 
 class RaggedBatch:
@@ -130,8 +241,9 @@ class RaggedBatch:
         non_uniform_dim: the ragged dimension; the first one after the batch dimensions by default.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit. Values are checked where that costs no device
-            synchronisation (on the CPU), and everywhere when the environment has `RAGGEDBEV_DEBUG=1`.
+        TypeError: not a tensor, sizes that are not integers, a mask that is not bool.
+        ValueError: shapes, devices or values do not fit. Values are checked where that costs no device synchronisation
+            (on the CPU), and everywhere with `RAGGEDBEV_DEBUG=1`.
     """
 
     def __init__(
@@ -158,10 +270,13 @@ class RaggedBatch:
         cls, tensor: Tensor, non_uniform_dim: int = 1, num_batch_dims: int | None = None
     ) -> RaggedBatch:
         """All entries of `tensor` are valid. `num_batch_dims` defaults to `non_uniform_dim`."""
+        _require_tensor("tensor", tensor)
         num_batch_dims = non_uniform_dim if num_batch_dims is None else num_batch_dims
-        length = tensor.shape[non_uniform_dim]
-        sizes = torch.full(tensor.shape[:num_batch_dims], length, dtype=torch.long, device=tensor.device)
-        return cls.from_layout(tensor, *_checked_layout(tensor, None, sizes, non_uniform_dim))
+        _require_dim("non_uniform_dim", non_uniform_dim, 1, tensor.dim())
+        _require_dim("num_batch_dims", num_batch_dims, 1, non_uniform_dim + 1)
+        length, batch_shape = tensor.shape[non_uniform_dim], tensor.shape[:num_batch_dims]
+        sizes = torch.full(batch_shape, length, dtype=torch.long, device=tensor.device)
+        return cls.from_layout(tensor, Layout(sizes, None, length), non_uniform_dim)
 
     @classmethod
     def from_oversize_tensor(
@@ -176,9 +291,14 @@ class RaggedBatch:
         Without `max_sample_size` the largest sample size is read from the device: one synchronisation on an
         accelerator.
         """
+        _require_tensor("tensor", tensor)
+        _require_tensor("sample_sizes", sample_sizes)
         dim = sample_sizes.dim() if non_uniform_dim is None else non_uniform_dim
+        _require_dim("non_uniform_dim", dim, sample_sizes.dim(), tensor.dim())
         if max_sample_size is None:
             max_sample_size = int(sample_sizes.max()) if sample_sizes.numel() else 0
+        if not 0 <= max_sample_size <= tensor.shape[dim]:
+            raise ValueError(f"max_sample_size must lie in [0, {tensor.shape[dim]}], got {max_sample_size}")
         return cls(tensor.narrow(dim, 0, max_sample_size), sample_sizes=sample_sizes, non_uniform_dim=dim)
 
     @classmethod
@@ -196,16 +316,19 @@ class RaggedBatch:
 
     def create_with_sample_sizes_like_self(self, tensor: Tensor, non_uniform_dim: int | None = None) -> RaggedBatch:
         """Other data with the same raggedness; mask and sample sizes are shared, not copied."""
-        dim = self.num_batch_dims if non_uniform_dim is None else non_uniform_dim
-        if tensor.shape[: self.num_batch_dims] != self.batch_shape:
-            raise ValueError(
-                f"tensor must start with the batch shape {tuple(self.batch_shape)}, got {tuple(tensor.shape)}"
-            )
-        if not self.num_batch_dims <= dim < tensor.dim():
-            raise ValueError(f"non_uniform_dim must lie in [{self.num_batch_dims}, {tensor.dim()}), got {dim}")
-        if tensor.shape[dim] != self.max_sample_size:
-            raise ValueError(f"dimension {dim} must have {self.max_sample_size} entries, got {tuple(tensor.shape)}")
-        return self.from_layout(tensor, self._layout, dim)
+        _require_tensor("tensor", tensor)
+        layout, shape = self._layout, tensor.shape
+        batch_shape = layout.batch_shape
+        num = len(batch_shape)
+        dim = num if non_uniform_dim is None else non_uniform_dim
+        if shape[:num] != batch_shape:
+            raise ValueError(f"tensor must start with the batch shape {tuple(batch_shape)}, got {tuple(shape)}")
+        _require_dim("non_uniform_dim", dim, num, len(shape))
+        if shape[dim] != layout.max_sample_size:
+            raise ValueError(f"dimension {dim} must have {layout.max_sample_size} entries, got {tuple(shape)}")
+        if tensor.device != self._tensor.device:
+            raise ValueError(f"tensor must be on {self._tensor.device} like the sizes, got {tensor.device}")
+        return self.from_layout(tensor, layout, dim)
 
     # -- accessors ---------------------------------------------------------------------------------
 
@@ -223,6 +346,11 @@ class RaggedBatch:
     def sample_sizes(self) -> Tensor:
         """[*batch] int64, valid entries per sample."""
         return self._layout.sample_sizes
+
+    @property
+    def layout(self) -> Layout:
+        """Sizes and mask, as shared by batches with the same raggedness."""
+        return self._layout
 
     @property
     def non_uniform_dim(self) -> int:
@@ -266,8 +394,9 @@ class RaggedBatch:
 
     @property
     def total_num_entries(self) -> int:
-        """Valid entries of the whole batch. Reads the device: one synchronisation on an accelerator."""
-        return int(self.sample_sizes.sum())
+        """Valid entries of the whole batch. Reads the device: one synchronisation on an accelerator, unless the batch
+        was packed from lists, so that the host knows the sizes."""
+        return sum(self._layout.read_sizes())
 
     @property
     def total_num_samples_in_batch(self) -> int:
@@ -303,11 +432,10 @@ class RaggedBatch:
         return f"RaggedBatch({layout}, tensor={self._tensor})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"tensor": self._tensor, "sample_sizes": self.sample_sizes, "non_uniform_dim": self._non_uniform_dim}
+        return {"tensor": self._tensor, "layout": self._layout, "non_uniform_dim": self._non_uniform_dim}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._tensor, self._non_uniform_dim = state["tensor"], state["non_uniform_dim"]
-        self._layout = Layout(state["sample_sizes"], None, self._tensor.shape[self._non_uniform_dim])
+        self._tensor, self._layout, self._non_uniform_dim = state["tensor"], state["layout"], state["non_uniform_dim"]
 
     # -- data --------------------------------------------------------------------------------------
 
@@ -327,42 +455,65 @@ class RaggedBatch:
 
     def with_padded_set_to(self, value: float) -> RaggedBatch:
         """A copy whose filler is `value`; the gradient of filler is zero."""
-        return self._with(self._tensor.masked_fill(~self._broadcastable_mask(), value))
+        return self._with(ragged_fill(*self.canonical(), value).reshape(self.shape))
 
     def set_padded_to(self, value: float) -> RaggedBatch:
-        """Write the filler in place (autograd sees the write); returns self.
+        """Write the filler in place; returns self.
 
-        A tensor whose memory is shared between samples (an expanded view) is copied first.
+        Autograd sees the write: the gradient of filler is zero. Where memory cannot be written to, this batch gets a
+        copy instead: an expanded view (its memory is shared between samples), and a leaf that requires a gradient or
+        a view of one.
         """
-        if any(stride == 0 and size > 1 for stride, size in zip(self._tensor.stride(), self.shape, strict=True)):
-            self._tensor = self._tensor.clone(memory_format=torch.contiguous_format)
-        self._tensor.masked_fill_(~self._broadcastable_mask(), value)
+        tensor = self._tensor
+        if _is_protected_leaf(tensor) or _is_expanded(tensor):
+            self._tensor = self.with_padded_set_to(value)._tensor
+        else:
+            tensor.masked_fill_(~self._broadcastable_mask(), value)
         return self
+
+    def canonical(self) -> tuple[Tensor, Tensor]:
+        """Data as [B, O, N, I] (what lies before, along and after the ragged dimension) and sizes as [B]."""
+        sizes, shape, dim = self._layout.sample_sizes, self._tensor.shape, self._non_uniform_dim
+        num = sizes.dim()
+        folded = (math.prod(shape[:num]), math.prod(shape[num:dim]), shape[dim], math.prod(shape[dim + 1 :]))
+        return self._tensor.reshape(folded), sizes if num == 1 else sizes.reshape(-1)
 
     def get_non_uniform_dimension_transposed_to(self, dim: int) -> RaggedBatch:
         """The ragged dimension exchanged with data dimension `dim`."""
-        if not self.num_batch_dims <= dim < self.dim():
-            raise ValueError(f"dim must lie in [{self.num_batch_dims}, {self.dim()}), got {dim}")
+        _require_dim("dim", dim, self.num_batch_dims, self.dim())
         return self.from_layout(self._tensor.transpose(self._non_uniform_dim, dim), self._layout, dim)
 
     def split(self) -> list:
-        """(Nested) list of the samples, cropped to their sizes: views. Reads the sizes once for the whole batch."""
-        flat = self.flatten_batch_dims()
-        dim = flat.non_uniform_dim - 1
-        views = [sample.narrow(dim, 0, n) for sample, n in zip(flat.tensor, flat.sample_sizes.tolist(), strict=True)]
-        for length in reversed(self.batch_shape[1:]):
-            outer = len(views) // length if length else self.batch_shape[:-1].numel()
-            views = [views[i * length : (i + 1) * length] for i in range(outer)]
+        """(Nested) list of the samples, cropped to their sizes: views.
+
+        Reads the device once for the whole batch: one synchronisation on an accelerator, unless the batch was packed
+        from lists, so that the host knows the sizes.
+        """
+        num, dim = self.num_batch_dims, self._non_uniform_dim
+        flat = self._tensor if num == 1 else self._tensor.flatten(0, num - 1)
+        views: list = [
+            sample.narrow(dim - num, 0, size)
+            for sample, size in zip(flat.unbind(0), self._layout.read_sizes(), strict=True)
+        ]
+        for level in range(num - 1, 0, -1):
+            length = self.batch_shape[level]
+            views = [views[i * length : (i + 1) * length] for i in range(self.batch_shape[:level].numel())]
         return views
 
     def apply(self, fn: Callable[..., Tensor | tuple[Tensor, ...]]) -> RaggedBatch | tuple[RaggedBatch, ...]:
         """New batch from `fn(tensor)`, `fn(tensor, mask)` or `fn(tensor, mask, sample_sizes)`, by what `fn` takes.
 
-        Only parameters without a default count. The results keep batch dimensions and ragged dimension; a tuple of
-        results gives a tuple of batches.
+        Args:
+            fn: function, module, partial, builtin or other callable. Its positional parameters without a default
+                count; one that has none of them (`*args`), or no signature, gets the tensor only.
+
+        Returns:
+            The result with the same raggedness; a tuple of results gives a tuple of batches. Results must keep the
+            batch dimensions and the ragged dimension.
         """
-        arguments = (self._tensor, self.mask, self.sample_sizes)[: _num_required_parameters(fn)]
-        result = fn(*arguments)
+        count = _num_required_parameters(fn)
+        arguments = (self._tensor, self.mask if count > 1 else None, self.sample_sizes if count > 2 else None)
+        result = fn(*arguments[:count])
         dim = self._non_uniform_dim
         if isinstance(result, tuple):
             return tuple(self.create_with_sample_sizes_like_self(r, dim) for r in result)
@@ -370,10 +521,10 @@ class RaggedBatch:
 
     # -- batch and data dimensions -----------------------------------------------------------------
 
-    def _map_batch(self, on_batch: Callable[[Tensor, int], Tensor]) -> RaggedBatch:
+    def _map_batch(self, on_batch: Callable[[Tensor, int], Tensor], same_samples: bool = True) -> RaggedBatch:
         """Change the batch dimensions of data, sizes and mask by `on_batch(tensor, num_trailing_dims)`."""
         before = self.num_batch_dims
-        layout = self._layout.map(on_batch)
+        layout = self._layout.map(on_batch, same_samples)
         tensor = on_batch(self._tensor, self.dim() - before)
         return self.from_layout(tensor, layout, self._non_uniform_dim + len(layout.batch_shape) - before)
 
@@ -411,37 +562,47 @@ class RaggedBatch:
         dims = [batch_dim] if isinstance(batch_dim, int) else list(batch_dim)
         if len(repeats) != len(dims):
             raise ValueError(f"num_repeats and batch_dim must have the same length, got {len(repeats)} and {len(dims)}")
+        if min(repeats, default=0) < 0:
+            raise ValueError(f"num_repeats must not be negative, got {num_repeats}")
         counts = [1] * self.num_batch_dims
         for dim, count in zip(dims, repeats, strict=True):
             counts[self._batch_dim(dim)] = count
         if all(count == 1 or size == 1 for count, size in zip(counts, self.batch_shape, strict=True)):
             shape = [count if size == 1 else size for count, size in zip(counts, self.batch_shape, strict=True)]
             return self.broadcast_batch_dims_to_shape(shape)
-        return self._map_batch(lambda t, trailing: t.repeat(*counts, *[1] * trailing))
+        return self._map_batch(lambda t, trailing: t.repeat(*counts, *[1] * trailing), same_samples=False)
 
     def broadcast_batch_dims_to_shape(self, *shape: int | Sequence[int]) -> RaggedBatch:
         """Expand batch dimensions of size one (and add leading ones), without copying."""
         target = _flat_shape(shape)
         missing = len(target) - self.num_batch_dims
-        if missing < 0:
+        fits = missing >= 0 and all(
+            have in (want, 1) for have, want in zip(self.batch_shape, target[max(missing, 0) :], strict=True)
+        )
+        if not fits or min(target, default=0) < 0:
             raise ValueError(f"batch shape {tuple(self.batch_shape)} cannot be broadcast to {target}")
 
         def expand(t: Tensor, trailing: int) -> Tensor:
             return t[(None,) * missing].expand(*target, *t.shape[t.dim() - trailing :])
 
-        return self._map_batch(expand)
+        return self._map_batch(expand, same_samples=False)
 
     @staticmethod
     def broadcast_batch_dims(batches: Sequence[RaggedBatch]) -> tuple[RaggedBatch, ...]:
         """Expand the batch dimensions of all `batches` to their common shape, without copying."""
-        shape = torch.broadcast_shapes(*(batch.batch_shape for batch in batches))
-        return tuple(batch.broadcast_batch_dims_to_shape(shape) for batch in batches)
+        if not batches:
+            raise ValueError("broadcast_batch_dims needs at least one batch, got none")
+        shapes = [tuple(batch.batch_shape) for batch in batches]
+        try:
+            common = torch.broadcast_shapes(*shapes)
+        except RuntimeError:
+            raise ValueError(f"batch shapes must broadcast with each other, got {shapes}") from None
+        return tuple(batch.broadcast_batch_dims_to_shape(common) for batch in batches)
 
     def unsqueeze_data_dim(self, dim: int) -> RaggedBatch:
         """Insert a data dimension of size one at position `dim` of the tensor."""
         wrapped = dim + self.dim() + 1 if dim < 0 else dim
-        if not self.num_batch_dims <= wrapped <= self.dim():
-            raise ValueError(f"dim must lie in [{self.num_batch_dims}, {self.dim()}], got {dim}")
+        _require_dim("dim", wrapped, self.num_batch_dims, self.dim() + 1)
         shifted = self._non_uniform_dim + (wrapped <= self._non_uniform_dim)
         return self.from_layout(self._tensor.unsqueeze(wrapped), self._layout, shifted)
 
@@ -452,8 +613,9 @@ class RaggedBatch:
         tensor = self._tensor.to(*args, **kwargs)
         if tensor.device == self.device:
             return self._with(tensor)
-        non_blocking = bool(kwargs.get("non_blocking", False))
-        layout = self._layout.map(lambda t, _: t.to(tensor.device, non_blocking=non_blocking))
+        positional = next((arg for arg in args if isinstance(arg, bool)), False)
+        non_blocking = bool(kwargs.get("non_blocking", positional))
+        layout = self._layout.map(lambda t, _: t.to(tensor.device, non_blocking=non_blocking), same_samples=True)
         return self.from_layout(tensor, layout, self._non_uniform_dim)
 
     def to_device(self, device: torch.device | str) -> RaggedBatch:
@@ -498,9 +660,21 @@ class RaggedBatch:
 
     def pin_memory(self) -> RaggedBatch:
         """Data, sizes and mask in page-locked memory."""
-        return self.from_layout(
-            self._tensor.pin_memory(), self._layout.map(lambda t, _: t.pin_memory()), self._non_uniform_dim
-        )
+        layout = self._layout.map(lambda t, _: t.pin_memory(), same_samples=True)
+        return self.from_layout(self._tensor.pin_memory(), layout, self._non_uniform_dim)
+
+
+def _is_protected_leaf(tensor: Tensor) -> bool:
+    """Whether autograd forbids writing to `tensor`: a leaf that requires a gradient, or a view of one."""
+    if not tensor.requires_grad or not torch.is_grad_enabled():
+        return False
+    base = tensor._base
+    return tensor.is_leaf or (base is not None and base.is_leaf and base.requires_grad)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    """Whether several entries lie at the same place in memory."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _num_required_parameters(fn: Callable) -> int:
@@ -532,13 +706,29 @@ def _resolve_shape(shape: tuple, numel: int) -> tuple[int, ...]:
 
 
 def _flatten(batch: RaggedBatch) -> tuple[list, int]:
-    return [batch.tensor, batch.sample_sizes], batch.non_uniform_dim
+    """Leaves, and the ragged dimension counted from the last batch dimension: so `vmap` may take batch dimensions."""
+    sizes = batch.sample_sizes
+    return [batch.tensor, sizes], batch.non_uniform_dim - (sizes.dim() if isinstance(sizes, Tensor) else 0)
 
 
-def _unflatten(leaves: Any, non_uniform_dim: int) -> RaggedBatch:
+def _flatten_with_keys(batch: RaggedBatch) -> tuple[list, int]:
+    leaves, context = _flatten(batch)
+    return [(pytree.GetAttrKey(name), leaf) for name, leaf in zip(_LEAVES, leaves, strict=True)], context
+
+
+def _unflatten(leaves: Any, data_dim: int) -> RaggedBatch:
     tensor, sizes = leaves
-    length = tensor.shape[non_uniform_dim] if isinstance(tensor, Tensor) and tensor.dim() > non_uniform_dim else 0
-    return RaggedBatch.from_layout(tensor, Layout(sizes, None, length), non_uniform_dim)
+    dim = data_dim + (sizes.dim() if isinstance(sizes, Tensor) else 0)
+    length = tensor.shape[dim] if isinstance(tensor, Tensor) and tensor.dim() > dim else 0
+    return RaggedBatch.from_layout(tensor, Layout(sizes, None, length), dim)
 
 
-pytree.register_pytree_node(RaggedBatch, _flatten, _unflatten, serialized_type_name="raggedbev.RaggedBatch")
+_LEAVES = ("tensor", "sample_sizes")
+pytree.register_pytree_node(
+    RaggedBatch,
+    _flatten,
+    _unflatten,
+    serialized_type_name="raggedbev.RaggedBatch",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+torch.serialization.add_safe_globals([RaggedBatch, Layout])  # for torch.load(weights_only=True)

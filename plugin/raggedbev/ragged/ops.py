@@ -3,18 +3,19 @@
 Data are tensors [*batch, N, ...] or ragged batches, indices [*batch, K] int32 or int64 (tensor or ragged batch). An
 index that lies outside the data (for ragged data: outside its sample) is treated as filler: such an entry is not read
 and not written. With `RAGGEDBEV_DEBUG=1` it raises an IndexError instead. Nothing but the functions that say so reads
-the device.
+the device. Each helper folds its dimensions by views and calls one operator of `primitives`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from raggedbev.ragged.batch import RaggedBatch, debug_mode
+from raggedbev.ragged import primitives
+from raggedbev.ragged.batch import Layout, RaggedBatch, debug_mode, is_readable
 
 __all__ = [
     "apply_mask_to_tensor",
@@ -34,100 +35,13 @@ __all__ = [
 Data = Tensor | RaggedBatch
 
 
-@dataclass(frozen=True)
-class _Indices:
-    """index: [*batch, K] int64, 0 where not valid; valid: [*batch, K] bool; ragged: the batch that they came in."""
-
-    index: Tensor
-    valid: Tensor
-    ragged: RaggedBatch | None
-
-
-def _read_indices(indices: Data, limit: Tensor | int, name: str = "indices") -> _Indices:
-    """Checked indices; valid are those below `limit` ([*batch] sizes or one number) that are not filler."""
-    tensor = indices.tensor if isinstance(indices, RaggedBatch) else indices
-    if tensor.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{name} must be int32 or int64, got {tensor.dtype}")
-    if tensor.dim() < 2 or (isinstance(indices, RaggedBatch) and indices.non_uniform_dim != tensor.dim() - 1):
-        raise ValueError(f"{name} must be [*batch, K], ragged along K or not at all, got {tuple(tensor.shape)}")
-    tensor = tensor.long()
-    limit = limit.unsqueeze(-1) if isinstance(limit, Tensor) else limit
-    inside = (tensor >= 0) & (tensor < limit)
-    entries = indices.mask if isinstance(indices, RaggedBatch) else torch.ones_like(inside)
-    if debug_mode() and not torch.compiler.is_compiling():
-        _raise_outside(tensor, entries & ~inside, name)
-    valid = entries & inside
-    return _Indices(torch.where(valid, tensor, 0), valid, indices if isinstance(indices, RaggedBatch) else None)
-
-
-def _raise_outside(index: Tensor, outside: Tensor, name: str) -> None:
-    if outside.any():
-        *sample, entry = outside.nonzero()[0].tolist()
-        value = int(index[(*sample, entry)])
-        where = sample[0] if len(sample) == 1 else tuple(sample)
-        raise IndexError(f"{name} of sample {where}, entry {entry}: {value} is out of range")
-
-
-def _as_tensor(data: Data) -> Tensor:
-    return data.tensor if isinstance(data, RaggedBatch) else data
-
-
-def _sizes(data: Data, dim: int) -> Tensor | int:
-    """How many entries may be read along `dim`: per sample for data that are ragged there."""
-    if isinstance(data, RaggedBatch) and data.non_uniform_dim == dim:
-        return data.sample_sizes
-    return data.shape[dim]
-
-
-def _check_batch(data: Data, indices: Data, name: str) -> int:
-    """Number of batch dimensions, which the indices define."""
-    num = indices.dim() - 1
-    if data.dim() <= num or data.shape[:num] != indices.shape[:-1]:
-        raise ValueError(
-            f"{name} must start with the batch shape {tuple(indices.shape[:-1])} of the indices, "
-            f"got {tuple(data.shape)}"
-        )
-    return num
-
-
-def _take(data: Tensor, index: Tensor) -> Tensor:
-    """data [*batch, N, *rest] at valid indices [*batch, K]: [*batch, K, *rest].
-
-    The gradient adds up duplicates in a fixed order: `gather` does on the CPU, advanced indexing on CUDA. Half
-    precision is added up in float32.
-    """
-    num, rest = index.dim() - 1, data.shape[index.dim() :]
-    if data.shape[num] == 0:
-        data = torch.cat([data, data.new_zeros((*data.shape[:num], 1, *rest))], dim=num)  # a row to point at
-    wide = data.float() if data.dtype in (torch.float16, torch.bfloat16) else data
-    if data.device.type == "cuda":
-        batch, count = index.shape[:-1].numel(), index.shape[-1]
-        rows = torch.arange(batch, device=index.device).unsqueeze(1)
-        found = wide.reshape(batch, *wide.shape[num:])[rows, index.reshape(batch, count)]
-        return found.reshape(*index.shape, *rest).to(data.dtype)
-    spread = index.reshape(*index.shape, *[1] * len(rest)).expand(*index.shape, *rest)
-    return wide.gather(num, spread).to(data.dtype)
-
-
-def _broadcast(mask: Tensor, data: Tensor) -> Tensor:
-    return mask.reshape(*mask.shape, *[1] * (data.dim() - mask.dim()))
-
-
-def _last_entry_of_target(indices: _Indices, num_targets: int) -> Tensor:
-    """[*batch, num_targets] int64: the last entry that points at each target, -1 where none does."""
-    entries = torch.arange(indices.index.shape[-1], device=indices.index.device).expand_as(indices.index)
-    slots = torch.where(indices.valid, indices.index, num_targets)
-    last = torch.full((*indices.index.shape[:-1], num_targets + 1), -1, dtype=torch.long, device=entries.device)
-    return last.scatter_reduce(-1, slots, entries, reduce="amax")[..., :num_targets]
-
-
 def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to_index_in: int | None = None) -> Data:
     """out[i, j] = data[i, indices[i, j]].
 
     Args:
         data: [*batch, N, ...] tensor or ragged batch; entries outside a sample are never read.
         indices: [*batch, K]; filler entries and indices outside the data give `filler`. Duplicates add up in the
-            gradient.
+            gradient, in a fixed order and in float32 or wider.
         filler: value of such entries.
         dim_to_index_in: dimension of `data` that is indexed; by default the ragged one, or the first after the batch
             dimensions.
@@ -136,18 +50,27 @@ def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to
         `data` with K entries instead of N along the dimension; a ragged batch (ragged there) if the indices are one.
 
     Raises:
-        ValueError: shapes or dtypes do not fit.
+        TypeError: not tensors or ragged batches, or indices that are not int32 or int64.
+        ValueError: shapes or devices do not fit.
+        IndexError: an index is out of range (only with `RAGGEDBEV_DEBUG=1`).
     """
-    num = _check_batch(data, indices, "data")
+    index, num_indices = _read_indices(indices, "indices")
+    source = _read_data(data, index, "data")
+    shape, num = source.shape, index.dim() - 1
     dim = dim_to_index_in
     if dim is None:
         dim = data.non_uniform_dim if isinstance(data, RaggedBatch) else num
-    if not num <= dim < data.dim():
-        raise ValueError(f"dim_to_index_in must lie in [{num}, {data.dim()}), got {dim}")
-    read = _read_indices(indices, _sizes(data, dim))
-    found = _take(_as_tensor(data).movedim(dim, num), read.index)
-    found = found.masked_fill(~_broadcast(read.valid, found), filler).movedim(num, dim)
-    return found if read.ragged is None else read.ragged.create_with_sample_sizes_like_self(found, dim)
+    if not num <= dim < len(shape):
+        raise ValueError(f"dim_to_index_in must lie in [{num}, {len(shape)}), got {dim}")
+    batch, length = prod(shape[:num]), index.shape[num]
+    num_rows = _valid_rows(data, dim, index)
+    flat = index if num == 1 else index.reshape(batch, length)
+    if debug_mode():
+        _check_range(index, flat, num_indices, num_rows, shape[dim], "indices")
+    folded = source.reshape(batch, prod(shape[num:dim]), shape[dim], prod(shape[dim + 1 :]))
+    found = primitives.ragged_gather(folded, flat, num_indices, num_rows, filler)
+    found = found.reshape((*shape[:dim], length, *shape[dim + 1 :]))
+    return RaggedBatch.from_layout(found, indices.layout, dim) if isinstance(indices, RaggedBatch) else found
 
 
 def batched_inverse_indexing_access(data: Data, indices: Data, num_targets: int, filler: float = 0) -> Tensor:
@@ -160,24 +83,15 @@ def batched_inverse_indexing_access(data: Data, indices: Data, num_targets: int,
         filler: value where nothing is written.
 
     Returns:
-        [*batch, num_targets, ...].
+        [*batch, num_targets, ...]. The gradient goes to the entries that won.
+
+    Raises:
+        TypeError: not tensors or ragged batches, or indices that are not int32 or int64.
+        ValueError: shapes or devices do not fit.
+        IndexError: an index is out of range (only with `RAGGEDBEV_DEBUG=1`).
     """
-    num = _check_batch(data, indices, "data")
-    last = _last_entry_of_target(_written_entries(data, indices, num, num_targets), num_targets)
-    found = _take(_as_tensor(data), last.clamp(min=0))
-    return found.masked_fill(~_broadcast(last >= 0, found), filler)
-
-
-def _written_entries(data: Data, indices: Data, num: int, limit: Tensor | int, name: str = "indices") -> _Indices:
-    """Indices whose entry is neither filler of the indices nor of the data."""
-    if data.shape[num] != indices.shape[-1]:
-        raise ValueError(
-            f"data and {name} must have the same number of entries, got {data.shape[num]} and {indices.shape[-1]}"
-        )
-    read = _read_indices(indices, limit, name)
-    if isinstance(data, RaggedBatch) and data.non_uniform_dim == num:
-        return replace(read, valid=read.valid & data.mask)
-    return read
+    _require_count("num_targets", num_targets)
+    return _write(data, None, indices, None, ("data", "", "indices", ""), num_targets, filler)
 
 
 def batched_indexing_write(to_write: Data, indices: Data, into: Data) -> Data:
@@ -190,120 +104,151 @@ def batched_indexing_write(to_write: Data, indices: Data, into: Data) -> Data:
 
     Returns:
         As `into`. Gradients flow to both; overwritten entries get none.
+
+    Raises:
+        TypeError: not tensors or ragged batches, or indices that are not int32 or int64.
+        ValueError: shapes, dtypes or devices do not fit.
+        IndexError: an index is out of range (only with `RAGGEDBEV_DEBUG=1`).
     """
-    num = _check_batch(to_write, indices, "to_write")
-    _check_batch(into, indices, "into")
-    read = _written_entries(to_write, indices, num, _sizes(into, num))
-    return _write(_as_tensor(to_write), _last_entry_of_target(read, into.shape[num]), into)
-
-
-def _write(source: Tensor, entry_of_target: Tensor, into: Data) -> Data:
-    """`into` with source[i, entry_of_target[i, t]] at t where that is not negative."""
-    target = _as_tensor(into)
-    if source.dtype != target.dtype:
-        raise ValueError(f"what is written must have the dtype {target.dtype}, got {source.dtype}")
-    found = _take(source, entry_of_target.clamp(min=0))
-    written = torch.where(_broadcast(entry_of_target >= 0, target), found, target)
-    if isinstance(into, RaggedBatch):
-        return into.create_with_sample_sizes_like_self(written, into.non_uniform_dim)
-    return written
+    return _written_batch(to_write, None, indices, into, ("to_write", "", "indices", "into"))
 
 
 def batched_index_mapping(source: Data, source_indices: Data, target_indices: Data, target: Data) -> Data:
-    """A copy of `target` with out[i, target_indices[i, j]] = source[i, source_indices[i, j]].
+    """A copy of `target` with out[i, target_indices[i, j]] = source[i, source_indices[i, j]], in one pass.
 
     Args:
-        source: [*batch, N, ...].
-        source_indices: [*batch, K].
-        target_indices: [*batch, K]; of entries with the same index the last one wins.
-        target: [*batch, M, ...], dtype and trailing shape as `source`.
+        source: [*batch, N, ...] tensor or ragged batch, in the dtype of `target`.
+        source_indices: [*batch, K] positions in `source`.
+        target_indices: [*batch, K] positions in `target`; of entries with the same one the last one wins.
+        target: [*batch, T, ...] tensor or ragged batch (then nothing is written outside its samples).
 
     Returns:
-        As `target`. An entry of which either index is filler or out of range writes nothing.
+        As `target`. An entry of which either index is filler or out of range is not written.
+
+    Raises:
+        TypeError: not tensors or ragged batches, or indices that are not int32 or int64.
+        ValueError: shapes, dtypes or devices do not fit.
+        IndexError: an index is out of range (only with `RAGGEDBEV_DEBUG=1`).
     """
-    num = _check_batch(source, source_indices, "source")
-    _check_batch(target, target_indices, "target")
-    if source_indices.shape != target_indices.shape:
-        raise ValueError(
-            f"source_indices and target_indices must have the same shape, got {tuple(source_indices.shape)} and "
-            f"{tuple(target_indices.shape)}"
-        )
-    read_from = _read_indices(source_indices, _sizes(source, num), "source_indices")
-    write_to = _read_indices(target_indices, _sizes(target, num), "target_indices")
-    last = _last_entry_of_target(replace(write_to, valid=write_to.valid & read_from.valid), target.shape[num])
-    entry = _take(read_from.index, last.clamp(min=0))
-    return _write(_as_tensor(source), torch.where(last >= 0, entry, -1), target)
+    names = ("source", "source_indices", "target_indices", "target")
+    return _written_batch(source, source_indices, target_indices, target, names)
 
 
 def get_mask_from_indices(num: int, indices: Data) -> Tensor:
-    """[*batch, num] bool, True at the entries that `indices` [*batch, K] name."""
-    return _last_entry_of_target(_read_indices(indices, num), num) >= 0
+    """[*batch, num] bool, True at the entries that `indices` [*batch, K] name.
+
+    Raises:
+        TypeError: indices that are not int32 or int64.
+        ValueError: `num` is negative, or the indices have the wrong shape.
+        IndexError: an index is out of range (only with `RAGGEDBEV_DEBUG=1`; otherwise it is treated as filler).
+    """
+    _require_count("num", num)
+    index, num_indices = _read_indices(indices, "indices")
+    flat = index if index.dim() == 2 else index.reshape(prod(index.shape[:-1]), index.shape[-1])
+    if debug_mode():
+        _check_range(index, flat, num_indices, None, num, "indices")
+    mask = primitives.ragged_mask_from_indices(flat, num_indices, num)
+    return mask if index.dim() == 2 else mask.reshape((*index.shape[:-1], num))
 
 
-def get_indices_from_mask(mask: Tensor, max_num: int | None = None) -> RaggedBatch:
+def get_indices_from_mask(mask: Data, max_num: int | None = None) -> RaggedBatch:
     """Positions of the True entries of each sample, in order.
 
     Args:
-        mask: [*batch, N] bool.
-        max_num: room for that many positions (further ones are dropped); none: the largest count, which is read from
-            the device.
+        mask: [*batch, N] bool tensor, or ragged batch (whose filler never counts).
+        max_num: room for that many positions (further ones are dropped), which does not read the device; none: the
+            largest count, which is read from the device.
 
     Returns:
         [*batch, max_num] int64, filler 0.
+
+    Raises:
+        TypeError: the mask is not bool.
+        ValueError: shapes do not fit, or `max_num` is negative.
     """
-    if mask.dtype != torch.bool or mask.dim() < 2:
-        raise ValueError(f"mask must be bool [*batch, N], got {tuple(mask.shape)} {mask.dtype}")
-    sizes = mask.sum(-1)
-    if max_num is None:
-        max_num = int(sizes.max()) if sizes.numel() else 0
-    rank = mask.cumsum(-1) - 1
-    slots = torch.where(mask & (rank < max_num), rank, max_num)
-    positions = torch.arange(mask.shape[-1], device=mask.device).expand_as(slots)
-    found = torch.zeros((*mask.shape[:-1], max_num + 1), dtype=torch.long, device=mask.device)
-    found = found.scatter(-1, slots, positions)[..., :max_num]
-    return RaggedBatch(found, sample_sizes=sizes.clamp(max=max_num))
+    tensor = _read_mask(mask)
+    return _positions(tensor, _valid_rows(mask, tensor.dim() - 1, tensor), max_num)
 
 
-def batched_bool_indexing(data: Data, mask: Tensor, max_num: int | None = None) -> RaggedBatch:
+def batched_bool_indexing(data: Data, mask: Data, max_num: int | None = None) -> RaggedBatch:
     """The entries of each sample where `mask` is True, in order.
 
     Args:
         data: [*batch, N, ...] tensor or ragged batch (its filler is never selected).
-        mask: [*batch, N] bool.
-        max_num: room for that many entries per sample; none: the largest count, which is read from the device.
+        mask: [*batch, N] bool tensor, or ragged batch (whose filler never counts).
+        max_num: room for that many entries per sample, which does not read the device; none: the largest count, which
+            is read from the device.
 
     Returns:
         [*batch, max_num, ...], filler 0.
+
+    Raises:
+        TypeError: not tensors or ragged batches, or the mask is not bool.
+        ValueError: shapes or devices do not fit, or `max_num` is negative.
     """
-    if isinstance(data, RaggedBatch):
-        mask = mask & data.mask
-    indices = get_indices_from_mask(mask, max_num)
-    return indices.create_with_sample_sizes_like_self(_take(_as_tensor(data), indices.tensor)).with_padded_set_to(0)
+    selected = _read_mask(mask)
+    source = _read_rows(data, selected, "data")
+    shape, num = source.shape, selected.dim() - 1
+    num_rows = _fewer(_valid_rows(mask, num, selected), _valid_rows(data, num, selected))
+    indices = _positions(selected, num_rows, max_num)
+    batch, length = prod(shape[:num]), indices.max_sample_size
+    folded = source.reshape(batch, 1, shape[num], prod(shape[num + 1 :]))
+    counts = indices.sample_sizes.reshape(batch)
+    found = primitives.ragged_gather(folded, indices.tensor.reshape(batch, length), counts, None, 0)
+    return RaggedBatch.from_layout(found.reshape((*shape[:num], length, *shape[num + 1 :])), indices.layout, num)
 
 
-def batched_bool_indexing_write(to_write: RaggedBatch, mask: Tensor, into: Data) -> Data:
+def batched_bool_indexing_write(to_write: Data, mask: Data, into: Data) -> Data:
     """The inverse of `batched_bool_indexing`: a copy of `into` with `to_write` where `mask` is True, in order.
 
     Args:
-        to_write: [*batch, K, ...]; entries beyond the True ones are not written.
-        mask: [*batch, N] bool.
+        to_write: [*batch, K, ...] tensor or ragged batch, in the dtype of `into`; entries beyond the True ones are not
+            written.
+        mask: [*batch, N] bool tensor, or ragged batch (whose filler never counts).
         into: [*batch, N, ...] tensor or ragged batch (its filler is not written to).
 
     Returns:
         As `into`.
+
+    Raises:
+        TypeError: not tensors or ragged batches, or the mask is not bool.
+        ValueError: shapes, dtypes or devices do not fit.
     """
-    if isinstance(into, RaggedBatch):
-        mask = mask & into.mask
-    rank = mask.cumsum(-1) - 1
-    entry = torch.where(mask & (rank < to_write.sample_sizes.unsqueeze(-1)), rank, -1)
-    return _write(to_write.tensor, entry, into)
+    selected = _read_mask(mask)
+    target = _read_rows(into, selected, "into")
+    source = _read_data(to_write, selected, "to_write")
+    num = selected.dim() - 1
+    _check_written(source, target, num, ("to_write", "into"))
+    num_rows = _fewer(_valid_rows(mask, num, selected), _valid_rows(into, num, selected))
+    shape, batch = target.shape, prod(target.shape[:num])
+    inner, room = prod(shape[num + 1 :]), source.shape[num]
+    indices, counts = primitives.ragged_indices_from_mask(selected.reshape(batch, shape[num]), num_rows, room)
+    written, _ = primitives.ragged_write(
+        source.reshape(batch, room, inner),
+        None,
+        indices,
+        counts,
+        _valid_rows(to_write, num, selected),
+        None,
+        target.reshape(batch, shape[num], inner),
+        shape[num],
+        0,
+    )
+    return _as(into, written.reshape(shape))
 
 
 def apply_mask_to_tensor(data: Tensor, mask: Tensor, value: float = 0) -> Tensor:
-    """`data` [*mask.shape, ...] with `value` where `mask` is False."""
+    """`data` [*mask.shape, ...] with `value` where `mask` is False; the gradient is zero there.
+
+    Raises:
+        TypeError: not tensors, or the mask is not bool.
+        ValueError: shapes do not fit.
+    """
+    if not isinstance(data, Tensor) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise TypeError(f"data must be a tensor and mask a bool tensor, got {_kind(data)} and {_kind(mask)}")
     if data.shape[: mask.dim()] != mask.shape:
         raise ValueError(f"data must start with the shape {tuple(mask.shape)} of the mask, got {tuple(data.shape)}")
-    return data.masked_fill(~_broadcast(mask, data), value)
+    return data.masked_fill(~mask.reshape(*mask.shape, *[1] * (data.dim() - mask.dim())), value)
 
 
 def squeeze_except_batch_and_sample(data: RaggedBatch) -> RaggedBatch:
@@ -316,10 +261,213 @@ def squeeze_except_batch_and_sample(data: RaggedBatch) -> RaggedBatch:
 
 
 def get_compact_lists(*batches: RaggedBatch) -> tuple[list, ...]:
-    """Per batch the (nested) list of cropped samples, see `RaggedBatch.split`."""
+    """Per batch the (nested) list of cropped samples, see `RaggedBatch.split` (which reads the device)."""
     return tuple(batch.split() for batch in batches)
 
 
 def get_compact_from_named_tuple(batches: Any) -> Any:
-    """A named tuple of ragged batches as the same named tuple of lists; other fields stay as they are."""
+    """A named tuple of ragged batches as the same named tuple of lists (this reads the device); other fields stay as
+    they are.
+
+    Raises:
+        TypeError: not a named tuple.
+    """
+    if not hasattr(batches, "_make"):
+        raise TypeError(f"get_compact_from_named_tuple takes a named tuple, got {type(batches).__name__}")
     return batches._make(field.split() if isinstance(field, RaggedBatch) else field for field in batches)
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor | RaggedBatch) else type(value).__name__
+
+
+def _require_count(name: str, value: Any) -> None:
+    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+
+
+def _read_indices(indices: Data, name: str) -> tuple[Tensor, Tensor | None]:
+    """Indices [*batch, K], and how many of them are valid [B] (None: all)."""
+    if isinstance(indices, RaggedBatch):
+        index: Any = indices.tensor
+        if indices.non_uniform_dim != index.dim() - 1:
+            raise ValueError(
+                f"{name} must be ragged along their last dimension, got non_uniform_dim={indices.non_uniform_dim} of "
+                f"{tuple(index.shape)}"
+            )
+        num_indices = _valid_rows(indices, indices.non_uniform_dim, index)
+    else:
+        index, num_indices = indices, None
+        if not isinstance(index, Tensor):
+            raise TypeError(f"{name} must be a tensor or RaggedBatch, got {type(index).__name__}")
+    if index.dtype is not torch.int64 and index.dtype is not torch.int32:
+        raise TypeError(f"{name} must be int32 or int64, got {index.dtype}")
+    if index.dim() == 0:
+        raise ValueError(f"{name} must be [*batch, K], got a scalar")
+    return index, num_indices
+
+
+def _read_mask(mask: Data) -> Tensor:
+    """Mask [*batch, N]."""
+    tensor = mask.tensor if isinstance(mask, RaggedBatch) else mask
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor or RaggedBatch, got {_kind(mask)}")
+    if tensor.dim() == 0:
+        raise ValueError("mask must be [*batch, N], got a scalar")
+    return tensor
+
+
+def _read_data(data: Data, index: Tensor, name: str) -> Tensor:
+    """Tensor [*batch, N, ...], with the batch dimensions and the device of `index` [*batch, K]."""
+    tensor = data.tensor if isinstance(data, RaggedBatch) else data
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor or RaggedBatch, got {type(tensor).__name__}")
+    num = index.dim() - 1
+    if tensor.dim() <= num or tensor.shape[:num] != index.shape[:num]:
+        raise ValueError(
+            f"{name} must be [*batch, N, ...] with the batch shape {tuple(index.shape[:num])} of the indices (or "
+            f"mask), got {tuple(tensor.shape)}"
+        )
+    if tensor.device != index.device:
+        raise ValueError(f"{name} must be on {index.device} like the indices (or mask), got {tensor.device}")
+    return tensor
+
+
+def _read_rows(data: Data, mask: Tensor, name: str) -> Tensor:
+    """As `_read_data`, with one entry for each of `mask` [*batch, N]."""
+    tensor = _read_data(data, mask, name)
+    if tensor.shape[: mask.dim()] != mask.shape:
+        raise ValueError(f"{name} must start with the shape {tuple(mask.shape)} of mask, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def _valid_rows(data: Data, dim: int, index: Tensor) -> Tensor | None:
+    """[B] valid entries along `dim` for every sample of `index` [*batch, K]; None: all."""
+    if not isinstance(data, RaggedBatch) or data.non_uniform_dim != dim:
+        return None
+    sizes, num = data.sample_sizes, index.dim() - 1
+    if sizes.dim() == num:
+        return sizes if num == 1 else sizes.reshape(-1)
+    if sizes.dim() > num:
+        raise ValueError(f"data with the batch shape {tuple(sizes.shape)} need indices [*batch, K], got {index.shape}")
+    return sizes.reshape(sizes.shape + (1,) * (num - sizes.dim())).expand(index.shape[:num]).reshape(-1)
+
+
+def _fewer(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The smaller of two sizes per sample; None: no limit."""
+    if a is None or b is None or a is b:
+        return b if a is None else a
+    return torch.minimum(a, b)
+
+
+def _check_range(
+    index: Tensor, flat: Tensor, num_indices: Tensor | None, num_rows: Tensor | None, num: int, name: str
+) -> None:
+    """IndexError for the first valid entry of `flat` [B, K] outside [0, num_rows) (debug mode; reads the device)."""
+    if not is_readable(flat):
+        return
+    entries = torch.arange(flat.shape[1], device=flat.device)
+    outside = (flat < 0) | (flat >= (num if num_rows is None else num_rows.unsqueeze(1)))
+    if num_indices is not None:
+        outside &= entries < num_indices.unsqueeze(1)
+    if outside.any():
+        *sample, entry = outside.reshape(index.shape).nonzero()[0].tolist()
+        where = sample[0] if len(sample) == 1 else tuple(sample)
+        limit = num if num_rows is None else int(num_rows.reshape(index.shape[:-1])[tuple(sample)])
+        value = int(index[(*sample, entry)])
+        raise IndexError(f"{name} of sample {where}, entry {entry}: {value} is out of range for {limit} entries")
+
+
+def _check_written(source: Tensor, target: Tensor, num: int, names: tuple[str, str]) -> None:
+    if source.dtype != target.dtype:
+        raise ValueError(f"{names[0]} must have the dtype {target.dtype} of {names[1]}, got {source.dtype}")
+    if source.shape[num + 1 :] != target.shape[num + 1 :]:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have the same shape after dimension {num}, got {tuple(source.shape)} and "
+            f"{tuple(target.shape)}"
+        )
+
+
+def _as(like: Data, tensor: Tensor) -> Data:
+    """`tensor` as a ragged batch if `like` is one."""
+    return (
+        RaggedBatch.from_layout(tensor, like.layout, like.non_uniform_dim) if isinstance(like, RaggedBatch) else tensor
+    )
+
+
+def _written_batch(
+    source: Data, source_indices: Data | None, target_indices: Data, into: Data, names: tuple[str, str, str, str]
+) -> Data:
+    return _as(into, _write(source, source_indices, target_indices, into, names))
+
+
+def _write(
+    source: Data,
+    source_indices: Data | None,
+    target_indices: Data,
+    into: Data | None,
+    names: tuple[str, str, str, str],
+    num_targets: int = 0,
+    filler: float = 0,
+) -> Tensor:
+    """out[i, target_indices[i, j]] = source[i, source_indices[i, j]] in a copy of `into`, or beside `filler`."""
+    index, num_indices = _read_indices(target_indices, names[2])
+    values = _read_data(source, index, names[0])
+    num, shape = index.dim() - 1, values.shape
+    batch, length, inner = prod(shape[:num]), index.shape[num], prod(shape[num + 1 :])
+    flat = index if num == 1 else index.reshape(batch, length)
+    num_rows = _valid_rows(source, num, index)
+    if source_indices is None:
+        flat_source = None
+        if shape[num] != length:
+            raise ValueError(
+                f"{names[0]} and {names[2]} must have the same number of entries, got {shape[num]} and {length}"
+            )
+    else:
+        index_source, num_indices_source = _read_indices(source_indices, names[1])
+        if index_source.shape != index.shape or index_source.device != index.device:
+            raise ValueError(
+                f"{names[1]} must be {tuple(index.shape)} on {index.device} like {names[2]}, got "
+                f"{tuple(index_source.shape)} on {index_source.device}"
+            )
+        num_indices = _fewer(num_indices, num_indices_source)
+        flat_source = index_source if num == 1 else index_source.reshape(batch, length)
+        if debug_mode():
+            _check_range(index_source, flat_source, num_indices, num_rows, shape[num], names[1])
+    folded, num_targets_valid = None, None
+    if into is not None:
+        target = _read_data(into, index, names[3])
+        _check_written(values, target, num, (names[0], names[3]))
+        num_targets, num_targets_valid = target.shape[num], _valid_rows(into, num, index)
+        folded = target.reshape(batch, num_targets, inner)
+    if debug_mode():
+        _check_range(index, flat, num_indices, num_targets_valid, num_targets, names[2])
+    written, _ = primitives.ragged_write(
+        values.reshape(batch, shape[num], inner),
+        flat_source,
+        flat,
+        num_indices,
+        num_rows,
+        num_targets_valid,
+        folded,
+        num_targets,
+        filler,
+    )
+    return written.reshape((*shape[:num], num_targets, *shape[num + 1 :]))
+
+
+def _positions(mask: Tensor, num_rows: Tensor | None, max_num: int | None) -> RaggedBatch:
+    """`get_indices_from_mask` of a checked mask."""
+    if max_num is not None:
+        _require_count("max_num", max_num)
+    num, shape = mask.dim() - 1, mask.shape
+    flat = mask if num == 1 else mask.reshape(prod(shape[:num]), shape[num])
+    indices, counts = primitives.ragged_indices_from_mask(flat, num_rows, shape[num] if max_num is None else max_num)
+    if max_num is None:
+        max_num = int(counts.max()) if shape[:num].numel() else 0
+        indices = indices[:, :max_num].contiguous()
+    if num != 1:
+        indices, counts = indices.reshape((*shape[:num], max_num)), counts.reshape(shape[:num])
+    return RaggedBatch.from_layout(indices, Layout(counts, None, max_num), num)

@@ -1,19 +1,23 @@
 """Packing: (nested) lists of per-sample tensors in, one `RaggedBatch` out.
 
-There is one host-to-device copy for the whole batch.
+Data and sizes of the whole batch go to an accelerator in one copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from raggedbev.ragged import primitives
 from raggedbev.ragged.batch import Layout, RaggedBatch
 
 __all__ = ["combine_data"]
+
+_SIZE_BYTES = 8  # of one sample size, int64
 
 
 def combine_data(
@@ -27,59 +31,122 @@ def combine_data(
     Args:
         data_list: (nested) list of tensors [n_i, ...] with the same dtype, device and trailing shape; n_i may be zero.
         other_with_same_sample_sizes: a batch of samples with the same sizes; its sizes and mask are shared instead of
-            made anew.
+            made anew. The sizes are compared where the host knows them.
         device: where the batch goes; default: where the samples are (or where `other_with_same_sample_sizes` is).
         flatten_batch_dims: nested lists give one batch dimension (True) or one per nesting level.
 
     Returns:
-        Batch [B, max n_i, ...] (or [B0, B1, .., max n_i, ...]); the filler is zero. A list without samples gives
-        float32.
+        Batch [B, max n_i, ...] (or [B0, B1, .., max n_i, ...]); the filler is zero. Samples that require a gradient get
+        one.
 
     Raises:
-        ValueError: dtypes, devices, trailing shapes or nesting differ, or the sizes are not those of the other batch.
+        TypeError: not a (nested) list of tensors.
+        ValueError: no sample at all (then nothing tells dtype and data shape; `RaggedBatch.empty` is told); dtypes,
+            devices, trailing shapes or nesting differ; or the sizes are not those of the other batch.
     """
     samples, batch_shape = _flatten_nested(data_list)
+    if not samples:
+        raise ValueError(
+            f"combine_data needs at least one sample to know dtype and data shape, got {data_list!r}; "
+            "RaggedBatch.empty makes a batch without samples"
+        )
     if flatten_batch_dims:
         batch_shape = (len(samples),)
-    other = other_with_same_sample_sizes
-    if device is None and other is not None:
-        device = other.device
-    if not samples:
-        return RaggedBatch.empty(batch_shape, device=device)
-    _check_samples(samples)
-    sizes = [len(sample) for sample in samples]
-    target = torch.device(device) if device is not None else samples[0].device
-    length = max(sizes)
-    if other is not None and (tuple(other.batch_shape) != tuple(batch_shape) or other.max_sample_size < length):
+    first, other = samples[0], other_with_same_sample_sizes
+    try:
+        sizes = [sample.shape[0] for sample in samples]
+    except IndexError:
+        scalar = next(index for index, sample in enumerate(samples) if sample.dim() == 0)
         raise ValueError(
-            f"other_with_same_sample_sizes has batch shape {tuple(other.batch_shape)} and up to "
-            f"{other.max_sample_size} entries, got samples {tuple(batch_shape)} with up to {length}"
-        )
-    padded = _to_device(pad_sequence(list(samples), batch_first=True), target)
-    if other is None:
-        layout = Layout(_to_device(torch.tensor(sizes, dtype=torch.long), target), None, length)
-        return RaggedBatch.from_layout(padded, layout, 1).reshape_batch_dims(batch_shape)
-    if other.max_sample_size > length:
-        filler = padded.new_zeros((len(samples), other.max_sample_size - length, *padded.shape[2:]))
-        padded = torch.cat([padded, filler], dim=1)
-    return other.create_with_sample_sizes_like_self(padded.reshape(*batch_shape, *padded.shape[1:]))
+            f"samples must have at least one dimension, [n, ...], got a scalar (sample {scalar})"
+        ) from None
+    if device is not None:
+        target = torch.device(device)
+    else:
+        target = first.device if other is None else other.device
+    length = max(sizes)
+    if other is not None:
+        _check_other(other, batch_shape, sizes, length)
+        length = other.max_sample_size
+    padded, sample_sizes = _pack(samples, sizes, length, target, with_sizes=other is None)
+    num = len(batch_shape)
+    if num > 1:
+        padded = padded.reshape(batch_shape + padded.shape[1:])
+        sample_sizes = None if sample_sizes is None else sample_sizes.reshape(batch_shape)
+    layout = Layout(sample_sizes, None, length, sizes) if other is None else other.layout
+    return RaggedBatch.from_layout(padded, layout, num)
 
 
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """One copy; asynchronous from page-locked memory on CUDA."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+def _pack(
+    samples: list[Tensor], sizes: list[int], length: int, target: torch.device, with_sizes: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Padded samples [B, length, ...], and their sizes [B] if these are asked for, on `target`."""
+    first = samples[0]
+    if torch.is_grad_enabled() and any(sample.requires_grad for sample in samples):
+        padded = _pad_with_gradient(samples, length).to(target, non_blocking=True)
+    elif not (first.is_cpu and all(sample.is_cpu for sample in samples)):
+        padded = _pad_on_device(samples, sizes, length).to(target, non_blocking=True)
+    elif target.type != "cpu":
+        return _pack_through_one_buffer(samples, sizes, length, target, with_sizes)
+    else:
+        padded = torch.empty((len(samples), length, *first.shape[1:]), dtype=first.dtype)
+        primitives.ragged_pack_(padded, samples)
+    return padded, _to_device(sizes, target) if with_sizes else None
+
+
+def _pack_through_one_buffer(
+    samples: list[Tensor], sizes: list[int], length: int, target: torch.device, with_sizes: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Data and sizes side by side in one host buffer (page-locked for CUDA), which goes to `target` as a whole."""
+    shape, dtype = (len(samples), length, *samples[0].shape[1:]), samples[0].dtype
+    num_bytes = prod(shape) * dtype.itemsize
+    start = -(-num_bytes // _SIZE_BYTES) * _SIZE_BYTES  # of the sizes, behind the data
+    total = start + with_sizes * len(samples) * _SIZE_BYTES
+    host = torch.empty(total, dtype=torch.uint8, pin_memory=target.type == "cuda")
+    primitives.ragged_pack_(host[:num_bytes].view(dtype).view(shape), samples)
+    if with_sizes:
+        host[start:].view(torch.long).copy_(torch.tensor(sizes))
+    there = host.to(target, non_blocking=True)
+    # `.data`: one memory, but writes to the data must not count as writes to the sizes.
+    padded = there[:num_bytes].view(dtype).view(shape).data
+    return padded, there[start:].view(torch.long).data if with_sizes else None
+
+
+def _pad_on_device(samples: list[Tensor], sizes: list[int], length: int) -> Tensor:
+    """[B, length, ...] on the device of the samples, without a synchronisation."""
+    _check_samples(samples)
+    padded = samples[0].new_zeros((len(samples), length, *samples[0].shape[1:]))
+    rows = [row.narrow(0, 0, size) for row, size in zip(padded.unbind(0), sizes, strict=True)]
+    torch._foreach_copy_(rows, [sample.detach() for sample in samples])
+    return padded
+
+
+def _pad_with_gradient(samples: list[Tensor], length: int) -> Tensor:
+    """[B, length, ...] on the device of the samples."""
+    _check_samples(samples)
+    padded = pad_sequence(samples, batch_first=True)
+    missing = length - padded.shape[1]
+    if not missing:
+        return padded
+    return torch.cat([padded, padded.new_zeros((padded.shape[0], missing, *padded.shape[2:]))], dim=1)
+
+
+def _to_device(sizes: list[int], device: torch.device) -> Tensor:
+    """[B] int64, asynchronously."""
+    if device.type == "cpu":
+        return torch.tensor(sizes)
+    return torch.tensor(sizes, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def _flatten_nested(data: Sequence) -> tuple[list[Tensor], tuple[int, ...]]:
     """Samples in order, and the shape of the nesting."""
-    if isinstance(data, Tensor):
-        raise ValueError("combine_data takes a list of per-sample tensors, got a single tensor")
-    if not data or all(isinstance(item, Tensor) for item in data):
+    if isinstance(data, Tensor | str) or not isinstance(data, Sequence):
+        raise TypeError(f"combine_data takes a (nested) list of tensors, got {type(data).__name__}")
+    num_tensors = sum([isinstance(item, Tensor) for item in data])
+    if num_tensors == len(data):
         return list(data), (len(data),)
-    if any(isinstance(item, Tensor) for item in data):
-        raise ValueError("combine_data needs tensors at one nesting level only, got tensors beside lists")
+    if num_tensors:
+        raise ValueError(f"combine_data needs tensors at one nesting level only, got {_describe(data)}")
     parts = [_flatten_nested(item) for item in data]
     shapes = {shape for _, shape in parts}
     if len(shapes) > 1:
@@ -87,15 +154,34 @@ def _flatten_nested(data: Sequence) -> tuple[list[Tensor], tuple[int, ...]]:
     return [sample for samples, _ in parts for sample in samples], (len(parts), *shapes.pop())
 
 
+def _describe(data: Sequence) -> str:
+    return f"[{', '.join(type(item).__name__ for item in data)}]"
+
+
+def _check_other(other: RaggedBatch, batch_shape: tuple[int, ...], sizes: list[int], length: int) -> None:
+    if tuple(other.batch_shape) != batch_shape or other.max_sample_size < length:
+        raise ValueError(
+            f"other_with_same_sample_sizes has batch shape {tuple(other.batch_shape)} and up to "
+            f"{other.max_sample_size} entries, got samples {batch_shape} with up to {length}"
+        )
+    known = other.layout.host_sizes()
+    if known is not None and known != sizes:
+        raise ValueError(f"samples must have the sizes of other_with_same_sample_sizes, {known}, got {sizes}")
+
+
 def _check_samples(samples: list[Tensor]) -> None:
     first = samples[0]
     for index, sample in enumerate(samples):
-        if sample.dim() == 0:
-            raise ValueError(f"sample {index} must have at least one dimension, got a scalar")
         for name, value, wanted in (
             ("dtype", sample.dtype, first.dtype),
             ("device", sample.device, first.device),
-            ("shape after the first dimension", tuple(sample.shape[1:]), tuple(first.shape[1:])),
+            ("shape after the first dimension", sample.shape[1:], first.shape[1:]),
         ):
             if value != wanted:
-                raise ValueError(f"all samples must have the same {name}, got {wanted} and {value} (sample {index})")
+                raise ValueError(
+                    f"all samples must have the same {name}, got {_plain(wanted)} and {_plain(value)} (sample {index})"
+                )
+
+
+def _plain(value: object) -> object:
+    return tuple(value) if isinstance(value, torch.Size) else value

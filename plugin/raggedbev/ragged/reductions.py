@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raggedbev.ragged import primitives
 from raggedbev.ragged.batch import RaggedBatch
 
 __all__ = ["average_over_targets", "sum_over_targets"]
 
-_WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def _wide_sum(batch: RaggedBatch) -> Tensor:
-    """Sum over the ragged dimension; half precision is added up, and returned, in float32."""
-    clean = batch.with_padded_set_to(0).tensor
-    return clean.sum(batch.non_uniform_dim, dtype=_WIDER.get(batch.dtype))
+    """Sum over the ragged dimension, in float32 for half precision."""
+    if not isinstance(batch, RaggedBatch):
+        raise TypeError(f"reductions take a RaggedBatch, got {type(batch).__name__}")
+    shape, dim = batch.shape, batch.non_uniform_dim
+    return primitives.ragged_sum(*batch.canonical()).reshape(shape[:dim] + shape[dim + 1 :])
 
 
 def sum_over_targets(batch: RaggedBatch) -> Tensor:
@@ -26,10 +29,13 @@ def sum_over_targets(batch: RaggedBatch) -> Tensor:
 
     Returns:
         The shape of `batch` without its ragged dimension, in its dtype (int64 for bool and integers); 0 for an empty
-        sample.
+        sample. Half precision is added up in float32.
+
+    Raises:
+        TypeError: not a ragged batch.
     """
     total = _wide_sum(batch)
-    return total.to(batch.dtype) if batch.dtype in _WIDER else total
+    return total.to(batch.dtype) if batch.dtype in _HALF else total
 
 
 def average_over_targets(batch: RaggedBatch, nans_to_zero: bool = True) -> Tensor:
@@ -41,11 +47,15 @@ def average_over_targets(batch: RaggedBatch, nans_to_zero: bool = True) -> Tenso
             NaN either way.
 
     Returns:
-        The shape of `batch` without its ragged dimension, in its dtype.
+        The shape of `batch` without its ragged dimension, in its dtype. Half precision is added up and divided in
+        float32.
+
+    Raises:
+        TypeError: not a ragged batch, or no floating-point data.
     """
-    if not batch.dtype.is_floating_point:
-        raise ValueError(f"average_over_targets needs floating-point data, got {batch.dtype}")
+    if isinstance(batch, RaggedBatch) and not batch.dtype.is_floating_point:
+        raise TypeError(f"average_over_targets needs floating-point data, got {batch.dtype}")
     total = _wide_sum(batch)
-    sizes = batch.sample_sizes.reshape(*batch.batch_shape, *[1] * (total.dim() - batch.num_batch_dims))
-    mean = total / sizes.clamp(min=1 if nans_to_zero else 0).to(total.dtype)
-    return mean.to(batch.dtype)
+    sizes = batch.sample_sizes.clamp(min=1) if nans_to_zero else batch.sample_sizes
+    mean = total / sizes.reshape(sizes.shape + (1,) * (total.dim() - sizes.dim()))
+    return mean.to(batch.dtype) if batch.dtype in _HALF else mean
