@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test bench lint format setup clean
+.PHONY: demo test bench docs lint format setup clean
 
 demo: setup
 	$(PY) tools/demo.py $(ARGS)
@@ -13,6 +13,9 @@ test: setup
 
 bench: setup
 	$(PY) tools/benchmark_loss.py --device cpu $(ARGS)
+
+docs: setup
+	$(PY) docs/pictures.py $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
