@@ -43,8 +43,8 @@ def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to
         indices: [*batch, K]; filler entries and indices outside the data give `filler`. Duplicates add up in the
             gradient, in a fixed order and in float32 or wider.
         filler: value of such entries.
-        dim_to_index_in: dimension of `data` that is indexed; by default the ragged one, or the first after the batch
-            dimensions.
+        dim_to_index_in: dimension of `data` that is indexed (negative: from the end); by default the ragged one, or the
+            first after the batch dimensions.
 
     Returns:
         `data` with K entries instead of N along the dimension; a ragged batch (ragged there) if the indices are one.
@@ -60,8 +60,10 @@ def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to
     dim = dim_to_index_in
     if dim is None:
         dim = data.non_uniform_dim if isinstance(data, RaggedBatch) else num
+    elif dim < 0:
+        dim += len(shape)
     if not num <= dim < len(shape):
-        raise ValueError(f"dim_to_index_in must lie in [{num}, {len(shape)}), got {dim}")
+        raise ValueError(f"dim_to_index_in must lie in [{num}, {len(shape)}), got {dim_to_index_in}")
     batch, length = prod(shape[:num]), index.shape[num]
     num_rows = _valid_rows(data, dim, index)
     flat = index if num == 1 else index.reshape(batch, length)
@@ -252,7 +254,13 @@ def apply_mask_to_tensor(data: Tensor, mask: Tensor, value: float = 0) -> Tensor
 
 
 def squeeze_except_batch_and_sample(data: RaggedBatch) -> RaggedBatch:
-    """Remove data dimensions of size one; batch dimensions and the ragged dimension stay."""
+    """Remove data dimensions of size one; batch dimensions and the ragged dimension stay.
+
+    Raises:
+        TypeError: not a ragged batch.
+    """
+    if not isinstance(data, RaggedBatch):
+        raise TypeError(f"squeeze_except_batch_and_sample takes a RaggedBatch, got {type(data).__name__}")
     keep = [
         d for d in range(data.dim()) if d <= data.num_batch_dims - 1 or d == data.non_uniform_dim or data.shape[d] != 1
     ]
@@ -261,7 +269,14 @@ def squeeze_except_batch_and_sample(data: RaggedBatch) -> RaggedBatch:
 
 
 def get_compact_lists(*batches: RaggedBatch) -> tuple[list, ...]:
-    """Per batch the (nested) list of cropped samples, see `RaggedBatch.split` (which reads the device)."""
+    """Per batch the (nested) list of cropped samples, see `RaggedBatch.split` (which reads the device).
+
+    Raises:
+        TypeError: not ragged batches.
+    """
+    for batch in batches:
+        if not isinstance(batch, RaggedBatch):
+            raise TypeError(f"get_compact_lists takes RaggedBatches, got {type(batch).__name__}")
     return tuple(batch.split() for batch in batches)
 
 
