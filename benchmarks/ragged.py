@@ -40,6 +40,7 @@ SHORTEST = 2e-3  # seconds that one measurement on the CPU lasts at least
 LARGE_BYTES = 16 * 2**20  # from here on the memory limits the device, not the launch
 FEWEST_REPEATS = 3
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 Work = Callable[[], object]
 
@@ -48,10 +49,11 @@ Work = Callable[[], object]
 
 
 class HostClock:
-    """Wall time of a call on the CPU."""
+    """Time of a call as the host sees it."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, read: Callable[[], float] = time.perf_counter) -> None:
         self._calls: dict[Work, int] = {}
+        self._read = read
         self._wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def prepare(self, work: Work) -> None:
@@ -67,11 +69,11 @@ class HostClock:
 
     def _time(self, work: Work, calls: int) -> float:
         self._wait()
-        start = time.perf_counter()
+        start = self._read()
         for _ in range(calls):
             work()
             self._wait()
-        return time.perf_counter() - start
+        return self._read() - start
 
 
 class DeviceClock:
@@ -123,12 +125,20 @@ def summarize(rows: list[dict[str, float]]) -> dict[str, Any]:
     return summary | {"min_ms": min(times), "max_ms": max(times), "repeats": len(rows)}
 
 
-def copy_bandwidth(device: torch.device) -> float:
+def clock_of(args: argparse.Namespace, on_host: bool = False) -> Clock:
+    """Device events on CUDA, unless the work starts on the host; there the chosen clock."""
+    device = torch.device(args.device)
+    if device.type == "cuda" and not on_host:
+        return DeviceClock(device)
+    return HostClock(device, CLOCKS[args.clock])
+
+
+def copy_bandwidth(args: argparse.Namespace) -> float:
     """GB/s of copying a large tensor; bytes read and bytes written count."""
+    device = torch.device(args.device)
     source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    clock = DeviceClock(device) if device.type == "cuda" else HostClock(device)
-    copied = measure({"copy": lambda: target.copy_(source)}, clock, repeats=10, budget=10)
+    copied = measure({"copy": lambda: target.copy_(source)}, clock_of(args), repeats=10, budget=10)
     return 2 * source.numel() / copied["copy"]["ms"] / 1e6
 
 
@@ -189,9 +199,8 @@ def same(ours: Tensor, theirs: Tensor) -> bool:
 def run_case(case: Case, shape: Mapping[str, int], args: argparse.Namespace, copy: float) -> Iterator[dict[str, Any]]:
     """One result per pass."""
     check_agreement(case)
-    device = torch.device(args.device)
     for direction, arms, num_bytes in passes(case):
-        clock = DeviceClock(device) if device.type == "cuda" and not case.on_host else HostClock(device)
+        clock = clock_of(args, case.on_host)
         measured = measure(arms, clock, args.repeats, args.budget)
         others = [name for name in arms if name != OURS]
         baseline = case.baseline or min(others, key=lambda name: measured[name]["ms"])
@@ -217,10 +226,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.threads:
         torch.set_num_threads(args.threads)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
-    copy = copy_bandwidth(device)
+    copy = copy_bandwidth(args)
     report = describe_machine(device) | {
         "load": os.getloadavg(),
         "dtype": args.dtype,
+        "clock": args.clock,
         "repeats": args.repeats,
         "seed": args.seed,
         "copy_gb_per_s": copy,
@@ -317,6 +327,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=20, help="seconds per case and pass (default: 20)")
     parser.add_argument("--max-mib", type=int, default=2048, help="skip cases that move more in a pass (default: 2048)")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)")
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="wall time, or time on the CPU with --threads 1, for a machine that does other work (default: wall)",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the report here")
     args = parser.parse_args(arguments)
@@ -325,6 +341,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--device must be cpu or cuda, got {args.device}")
     if device == "cuda" and not torch.cuda.is_available():
         parser.error(f"--device {args.device}: torch finds no CUDA device on this machine; use --device cpu")
+    if args.clock == "process" and (device != "cpu" or args.threads != 1):
+        parser.error(f"--clock process needs --device cpu --threads 1, got {args.device} and {args.threads} threads")
     args.repeats = args.repeats or (50 if device == "cuda" else 15)
     for name, values in (("batch", args.batch), ("objects", args.objects), ("channels", args.channels)):
         if min(values) < 1:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,12 @@ def test_budget_ends_early_but_not_too_early():
     assert benchmark.measure({"a": "a"}, clock, 9, budget=0.0)["a"]["repeats"] == benchmark.FEWEST_REPEATS
 
 
+def test_clock_that_other_work_does_not_disturb():
+    clock = benchmark.clock_of(benchmark.parse_args(["--clock", "process", "--threads", "1"]))
+    found = benchmark.measure({"nap": lambda: time.sleep(0.05)}, clock, 3, budget=10)
+    assert found["nap"]["ms"] < 25
+
+
 def test_warning_when_repeats_differ():
     def result(high):
         return {"arms": {"a": {"min_ms": 1.0, "max_ms": high}}}
@@ -165,7 +172,8 @@ def test_warning_when_repeats_differ():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--device", "tpu"], ["--device", "cuda"], ["--batch", "0"], ["--repeats", "-1"]]
+    "arguments",
+    [["--device", "tpu"], ["--device", "cuda"], ["--batch", "0"], ["--repeats", "-1"], ["--clock", "process"]],
 )
 def test_bad_arguments(arguments, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
