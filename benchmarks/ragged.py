@@ -272,12 +272,16 @@ def line_of(result: Mapping[str, Any]) -> str:
 
 
 def summary_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per helper and pass: median and worst ratio, and the share of the copy bandwidth of large cases."""
+    """Per helper and pass: median and worst ratio; for large cases the share of the copy bandwidth, and how much longer
+    the backward pass takes than the forward pass."""
     rows = []
+    forward_ms = {case_of(r): r["arms"][OURS]["ms"] for r in results if r["pass"] == "forward"}
     for helper, direction in dict.fromkeys((r["helper"], r["pass"]) for r in results):
         group = [r for r in results if (r["helper"], r["pass"]) == (helper, direction)]
         worst = min(group, key=lambda r: r["ratio"])
-        large = [r["share_of_copy"] for r in group if r["bytes"] >= LARGE_BYTES]
+        large = [r for r in group if r["bytes"] >= LARGE_BYTES]
+        shares = [r["share_of_copy"] for r in large]
+        slowdowns = [r["arms"][OURS]["ms"] / forward_ms[case_of(r)] for r in large if direction == "backward"]
         rows.append(
             {
                 "helper": helper,
@@ -288,19 +292,32 @@ def summary_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "median_ratio_of_minima": statistics.median(r["ratio_of_minima"] for r in group),
                 "worst_ratio": worst["ratio"],
                 "worst_at": {key: worst[key] for key in ("batch", "objects", "channels", "baseline")},
-                "median_share_of_copy_from_16_mib": statistics.median(large) if large else None,
+                "median_share_of_copy_from_16_mib": statistics.median(shares) if shares else None,
+                "worst_share_of_copy_from_16_mib": min(shares, default=None),
+                "worst_backward_over_forward_from_16_mib": max(slowdowns, default=None),
+                "most_device_work": max(
+                    (r["device_work"] for r in group if r["device_work"] is not None), default=None
+                ),
             }
         )
     return rows
 
 
+def case_of(result: Mapping[str, Any]) -> tuple:
+    return tuple(result[key] for key in ("helper", "batch", "objects", "channels"))
+
+
 def print_summary(summary: list[dict[str, Any]]) -> None:
-    print(f"\n{'helper':<44} {'pass':<9} {'median':>8} {'worst':>8}  {'slower':>9}  share of copying from 16 MiB")
+    print(f"\n{'helper':<44} {'pass':<9} {'median':>8} {'worst':>8}  {'slower':>9}", end="")
+    print("  from 16 MiB on: share of copying, backward over forward (at worst)")
     for row in summary:
-        share = row["median_share_of_copy_from_16_mib"]
+        shares = (row["median_share_of_copy_from_16_mib"], row["worst_share_of_copy_from_16_mib"])
+        slowdown = row["worst_backward_over_forward_from_16_mib"]
         print(
             f"{row['helper']:<44} {row['pass']:<9} {row['median_ratio']:>7.2f}x {row['worst_ratio']:>7.2f}x  "
-            f"{row['slower_than_baseline']:>4}/{row['cases']:<4}  {'-' if share is None else f'{100 * share:.0f} %'}"
+            f"{row['slower_than_baseline']:>4}/{row['cases']:<4}"
+            + ("" if shares[0] is None else f"  {100 * shares[0]:.0f} % ({100 * shares[1]:.0f} % at worst)")
+            + ("" if slowdown is None else f"  {slowdown:.2f}x")
         )
 
 

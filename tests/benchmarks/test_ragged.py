@@ -163,6 +163,30 @@ def test_clock_that_other_work_does_not_disturb():
     assert found["nap"]["ms"] < 25
 
 
+def test_summary():
+    """Two sizes of one helper, the larger one above 16 MiB."""
+
+    def result(direction, batch, ours, other, share, large):
+        arms = {cases.OURS: {"ms": ours}, "gather": {"ms": other}}
+        row = {"helper": "h", "pass": direction, "batch": batch, "objects": 1, "channels": 1, "arms": arms}
+        row |= {"ratio": other / ours, "ratio_of_minima": other / ours, "share_of_copy": share, "baseline": "gather"}
+        return row | {"bytes": benchmark.LARGE_BYTES - (not large), "device_work": None}
+
+    forward, backward = benchmark.summary_of(
+        [
+            result("forward", 1, 1.0, 0.5, 0.1, False),
+            result("backward", 1, 9.0, 9.0, 0.2, False),
+            result("forward", 2, 2.0, 6.0, 0.7, True),
+            result("backward", 2, 3.0, 3.0, 0.5, True),
+        ]
+    )
+    assert forward["median_ratio"] == 1.75 and forward["worst_ratio"] == 0.5 and forward["worst_at"]["batch"] == 1
+    assert forward["slower_than_baseline"] == 1 and forward["cases"] == 2
+    assert forward["worst_share_of_copy_from_16_mib"] == 0.7
+    assert forward["worst_backward_over_forward_from_16_mib"] is None
+    assert backward["worst_backward_over_forward_from_16_mib"] == 1.5
+
+
 def test_warning_when_repeats_differ():
     def result(high):
         return {"arms": {"a": {"min_ms": 1.0, "max_ms": high}}}
