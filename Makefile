@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test bench docs lint format setup clean
+.PHONY: demo test bench docs lint format sanitize cuda-check setup clean
 
 demo: setup
 	$(PY) tools/demo.py $(ARGS)
@@ -27,6 +27,14 @@ format: setup
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 	.venv/bin/clang-format -i $(CXX_FILES)
+
+# The compiled operators under AddressSanitizer and UndefinedBehaviorSanitizer.
+sanitize: setup
+	scripts/sanitize.sh $(ARGS)
+
+# Every CUDA source for every architecture that nvcc knows; needs no GPU.
+cuda-check:
+	scripts/cuda_check.sh
 
 setup:
 	@scripts/setup.sh

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Compiles every CUDA source for every architecture from sm_75 to sm_121 that the nvcc found here knows. Needs neither a
+# GPU nor torch. Warnings and register spills are errors. ARCHS="sm_80 sm_90" chooses architectures.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+nvcc=${CUDA_HOME:+$CUDA_HOME/bin/nvcc}
+nvcc=${nvcc:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+if [ ! -x "$nvcc" ]; then
+  echo "cuda-check needs nvcc, and there is none in CUDA_HOME, PATH or /usr/local/cuda: install the CUDA toolkit." >&2
+  exit 1
+fi
+
+out=build/cuda-check
+mkdir -p "$out"
+known=$("$nvcc" --list-gpu-code | grep -oE '^sm_[0-9]+$' | awk -F_ '$2 >= 75 && $2 <= 121')
+failed=0
+for source in $(find csrc -name '*.cu' | sort); do
+  for arch in ${ARCHS:-$known}; do
+    log=$out/$(basename "$source" .cu).$arch.log
+    if ! "$nvcc" -std=c++17 -O3 -I csrc -arch="$arch" -Werror all-warnings -Xcompiler -Wall -Xptxas -v,-warn-spills \
+      -c "$source" -o "$out/object.o" >"$log" 2>&1; then
+      echo "$source does not compile for $arch:" && cat "$log"
+      failed=1
+    elif grep -E '[1-9][0-9]* bytes (spill|stack frame)' "$log"; then
+      echo "$source spills registers on $arch, see $log"
+      failed=1
+    else
+      kernels=$(grep -c 'Compiling entry function' "$log")
+      registers=$(grep -oE 'Used [0-9]+ registers' "$log" | sort -k2 -n | tail -1)
+      echo "$source $arch: $kernels kernels, no warnings, no spills, at most ${registers#Used }"
+    fi
+  done
+done
+exit $failed

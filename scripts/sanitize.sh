@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Builds the package with AddressSanitizer and UndefinedBehaviorSanitizer into build/sanitize, and runs the tests of the
+# compiled operators with it, indices and sizes far outside the tensors among them. The normal build is not touched.
+# Needs g++. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+python=$PWD/.venv/bin/python
+build=$PWD/build/sanitize
+flags="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all"
+mkdir -p "$build"
+CXX=g++ CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" RAGGEDBEV_CUDA=0 \
+  "$python" setup.py --quiet egg_info --egg-base "$build" build --build-base "$build" --build-lib "$build/lib"
+
+export LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)"
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1
+export UBSAN_OPTIONS=print_stacktrace=1
+export PYTHONPATH=$build/lib PYTHONMALLOC=malloc
+
+"$python" -c "
+from raggedbev import _C
+if not _C.__file__.startswith('$build'):
+    raise SystemExit(f'the build with sanitizers must be tested, but {_C.__file__} was loaded')"
+# What traces rather than runs kernels is left out: slow here, and nothing new for the sanitizers.
+"$python" -m pytest -p no:cacheprovider tests/ragged tests/heatmap \
+  -k "not compile and not export and not opcheck and not inductor" "$@"
