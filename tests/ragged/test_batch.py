@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import io
 import pickle
 from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import SIZES, Maker, batch_shapes
 from torch.utils import _pytree as pytree
 
 from raggedbev.ragged import RaggedBatch, combine_data
 
-CASES = [[0], [0, 0], [5], [2, 0, 3], [1] * 33]
-cases = pytest.mark.parametrize("sizes", CASES, ids=str)
+cases = pytest.mark.parametrize("sizes", SIZES, ids=str)
 
 
-def samples(sizes, *shape, dtype=torch.float32):
-    g = torch.Generator().manual_seed(sum(sizes))
-    return [torch.randn(n, *shape, generator=g).to(dtype) for n in sizes]
-
-
-def nan_filled(sizes, *shape, extra=1):
-    """A batch whose filler is NaN, padded by at least `extra`."""
-    length = max(sizes) + extra
-    tensor = torch.full((len(sizes), length, *shape), float("nan"))
-    for row, sample in zip(tensor, samples(sizes, *shape), strict=True):
-        row[: len(sample)] = sample
-    return RaggedBatch(tensor, sample_sizes=torch.tensor(sizes))
-
-
-@cases
-def test_combine_and_split_are_inverse(sizes, device):
-    data = [x.to(device) for x in samples(sizes, 3, 2)]
-    batch = combine_data(data)
-    assert batch.shape == (len(sizes), max(sizes), 3, 2) and batch.device.type == device.type
-    assert batch.sample_sizes.tolist() == sizes
-    assert batch.mask.sum(1).tolist() == sizes
-    assert all(torch.equal(a, b) for a, b in zip(batch.split(), data, strict=True))
-    assert (batch.tensor[~batch.mask] == 0).all()
+def nan_filled(sizes, *shape):
+    """A batch whose filler is NaN, padded by one more than needed."""
+    return Maker(dtype=torch.float32).ragged(sizes, (len(sizes),), *shape)
 
 
 @cases
@@ -46,56 +29,6 @@ def test_mask_and_sizes_make_each_other(sizes):
     again = RaggedBatch(batch.tensor, mask=batch.mask)
     assert torch.equal(again.sample_sizes, batch.sample_sizes)
     assert batch.total_num_entries == sum(sizes) and batch.total_num_samples_in_batch == len(sizes)
-
-
-def test_combine_nested_lists():
-    a, b, c, d = samples([2, 0, 3, 1], 4)
-    nested = combine_data([[a, b], [c, d]], flatten_batch_dims=False)
-    assert nested.shape == (2, 2, 3, 4) and nested.sample_sizes.tolist() == [[2, 0], [3, 1]]
-    flat = combine_data([[a, b], [c, d]])
-    assert flat.shape == (4, 3, 4)
-    assert all(
-        torch.equal(x, y)
-        for row, pair in zip(nested.split(), ((a, b), (c, d)), strict=True)
-        for x, y in zip(row, pair, strict=True)
-    )
-
-
-def test_combine_shares_sizes_and_keeps_dtype_of_empty_samples():
-    boxes = combine_data(samples([2, 0], 9))
-    labels = combine_data([torch.tensor([3, 4]), torch.zeros(0, dtype=torch.long)], other_with_same_sample_sizes=boxes)
-    assert labels.sample_sizes is boxes.sample_sizes and labels.mask is boxes.mask
-    empty = combine_data([torch.zeros(0, 3, dtype=torch.float64)] * 2)
-    assert empty.shape == (2, 0, 3) and empty.dtype == torch.float64
-    assert combine_data([torch.zeros(3, 0)]).sample_sizes.tolist() == [3]
-
-
-def test_combine_is_differentiable():
-    data = [x.requires_grad_() for x in samples([2, 0, 1], 2)]
-    (combine_data(data).tensor * 3).sum().backward()
-    assert all((x.grad == 3).all() for x in data)
-
-
-@pytest.mark.parametrize(
-    "data, message",
-    [
-        (
-            [torch.zeros(2), torch.zeros(2, dtype=torch.long)],
-            r"sample 1 must be torch.float32 on cpu like out, got torch.int64",
-        ),
-        ([torch.zeros(2, 3), torch.zeros(2, 4)], r"sample 1 must be \[at most 2, .*, got \(2, 4\)"),
-        ([torch.zeros(2), [torch.zeros(2)]], "one nesting level"),
-        ([[torch.zeros(2)], []], "same lengths"),
-        ([torch.zeros(())], "at least one dimension"),
-        ([], r"at least one sample to know dtype and data shape, got \[\]"),
-        ([[], []], r"at least one sample"),
-    ],
-)
-def test_combine_rejects(data, message):
-    with pytest.raises(ValueError, match=message):
-        combine_data(data)
-    with pytest.raises(TypeError, match="list of tensors, got Tensor"):
-        combine_data(torch.zeros(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -109,13 +42,15 @@ def test_combine_rejects(data, message):
         ({"sample_sizes": torch.tensor(1)}, "at least one batch dimension"),
         ({"sample_sizes": torch.tensor([1, 2]), "non_uniform_dim": 3}, r"\[1, 3\), got 3"),
         ({"mask": torch.ones(2, 3)}, "bool tensor"),
+        ({"sample_sizes": [1, 2]}, "sample_sizes must be a tensor, got list"),
         ({"mask": torch.ones(2, 4, dtype=torch.bool)}, r"mask must be \(2, 3\), got \(2, 4\)"),
         ({"mask": torch.tensor([[True, False, True]] * 2)}, "valid entries of each sample first"),
         ({"sample_sizes": torch.zeros(2, dtype=torch.long, device="meta")}, "must be on cpu"),
     ],
 )
 def test_construction_rejects(arguments, message):
-    with pytest.raises((TypeError, ValueError), match=message):
+    wrong_kind = message.endswith(("torch.float32", "bool tensor", "got list"))
+    with pytest.raises(TypeError if wrong_kind else ValueError, match=message):
         RaggedBatch(torch.zeros(2, 3, 4), **arguments)
 
 
@@ -264,3 +199,229 @@ def test_compiles_without_a_graph_break():
 
     out = fn(torch.ones(3, 4, 2), torch.tensor([4, 0, 1]))
     assert out.tolist() == [[8, 0, 2]] * 2
+
+
+def test_bad_tensors_are_named():
+    batch, sizes = nan_filled([2, 0], 3), torch.tensor([1, 2])
+    for wrong, error, message in (
+        (lambda: RaggedBatch([[1.0]], sample_sizes=sizes), TypeError, "tensor must be a tensor, got list"),
+        (lambda: batch.apply(lambda t: [t]), TypeError, "tensor must be a tensor, got list"),
+        (lambda: batch.apply(lambda t: t[:1]), ValueError, r"start with the batch shape \(2,\), got \(1, 3, 3\)"),
+        (lambda: RaggedBatch.from_full_tensor(torch.zeros(2, 3), 2), ValueError, r"\[1, 2\), got 2"),
+        (lambda: RaggedBatch.from_full_tensor(torch.zeros(2, 3), 1, 2), ValueError, r"num_batch_dims .* got 2"),
+        (lambda: RaggedBatch.from_oversize_tensor(torch.zeros(2, 1), sizes), ValueError, r"\[0, 1\], got 2"),
+        (lambda: RaggedBatch.from_oversize_tensor(torch.zeros(2), sizes), ValueError, r"non_uniform_dim .* got 1"),
+        (lambda: batch.create_with_sample_sizes_like_self(batch.tensor.to("meta")), ValueError, "cpu .* got meta"),
+        (lambda: batch.repeat_samples(-1), ValueError, "must not be negative, got -1"),
+        (lambda: batch.repeat_samples([1, 2]), ValueError, "same length, got 2 and 1"),
+        (lambda: batch.broadcast_batch_dims_to_shape(3), ValueError, r"\(2,\) cannot be broadcast to \(3,\)"),
+        (lambda: batch.broadcast_batch_dims_to_shape(()), ValueError, r"\(2,\) cannot be broadcast to \(\)"),
+        (lambda: RaggedBatch.broadcast_batch_dims([]), ValueError, "at least one batch, got none"),
+        (lambda: RaggedBatch.broadcast_batch_dims([batch, nan_filled([1] * 3)]), ValueError, r"\(2,\), \(3,\)"),
+    ):
+        with pytest.raises(error, match=message):
+            wrong()
+
+
+def test_a_wrong_mask_is_shown():
+    mask = torch.tensor([[True, True, False], [False, True, False]])
+    with pytest.raises(ValueError, match=r"sample 1 has \[0, 1, 0\], expected \[1, 0, 0\]"):
+        RaggedBatch(torch.zeros(2, 3), mask=mask)
+    with pytest.raises(ValueError, match=r"sample 0 has \[1, 1, 0\], expected \[1, 0, 0\]"):
+        RaggedBatch(torch.zeros(2, 3), mask=mask, sample_sizes=torch.tensor([1, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+def test_sizes_of_any_integer_type(dtype):
+    batch = RaggedBatch(torch.zeros(2, 3), sample_sizes=torch.tensor([2, 0], dtype=dtype))
+    assert batch.sample_sizes.dtype == torch.int64 and batch.sample_sizes.tolist() == [2, 0]
+
+
+@cases
+def test_split_of_several_batch_dimensions(sizes, device):
+    for shape in batch_shapes(len(sizes)):
+        batch = Maker(device).ragged(sizes, shape, 2, before=(3,))
+        samples = batch.split()
+        for _ in shape[1:]:
+            samples = [sample for inner in samples for sample in inner]
+        assert [sample.shape[1] for sample in samples] == sizes
+        flat = batch.flatten_batch_dims()
+        assert all(torch.equal(sample, row[:, :n]) for sample, row, n in zip(samples, flat, sizes, strict=True))
+    assert RaggedBatch.empty((2, 0)).split() == [[], []]
+
+
+def test_split_reads_the_sizes_once(device):
+    batch = nan_filled([2, 0, 1]).unsqueeze_batch_dim(0).to(device)
+    reads = []
+
+    class Counting(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            reads.extend([func.__name__] * (func in (torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.__int__)))
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        batch.split()
+    assert reads == ["tolist"]
+
+
+@pytest.mark.parametrize("view", [lambda t: t, lambda t: t.transpose(1, 2), lambda t: t.unbind(-1)[0], lambda t: t[1:]])
+def test_leaves_that_require_a_gradient_keep_their_values(view):
+    leaf = torch.randn(3, 4, 4, requires_grad=True)
+    before = leaf.detach().clone()
+    data = view(leaf)
+    batch = RaggedBatch(data, sample_sizes=torch.tensor([4, 0, 2])[-len(data) :])
+    batch.set_padded_to(7.0)
+    outside = ~batch.mask.reshape(*batch.mask.shape, *[1] * (batch.dim() - 2)).expand(batch.shape)
+    assert (batch.tensor[outside] == 7).all() and torch.equal(leaf, before)
+    (gradient,) = torch.autograd.grad(batch.tensor.sum(), leaf)
+    assert gradient.sum() == (~outside).sum()
+
+
+def test_without_gradient_a_leaf_is_written_in_place():
+    leaf = torch.ones(2, 3, requires_grad=True)
+    with torch.no_grad():
+        RaggedBatch(leaf, sample_sizes=torch.tensor([1, 3])).set_padded_to(0)
+    assert leaf.tolist() == [[1, 0, 0], [1, 1, 1]]
+    strided = torch.ones(3, 2).t()
+    RaggedBatch(strided, sample_sizes=torch.tensor([1, 3])).set_padded_to(0)
+    assert strided.tolist() == [[1, 0, 0], [1, 1, 1]]
+
+
+def test_the_mask_follows_sizes_that_are_overwritten():
+    sizes = torch.tensor([2, 0])
+    batch = RaggedBatch(torch.zeros(2, 3), sample_sizes=sizes)
+    first = batch.mask
+    assert batch.mask is first
+    sizes.copy_(torch.tensor([1, 3]))
+    assert batch.mask.int().tolist() == [[1, 0, 0], [1, 1, 1]]
+    again = RaggedBatch(batch.tensor, mask=batch.mask)
+    assert again.sample_sizes is again.sample_sizes
+    again.mask.fill_(True)
+    assert again.sample_sizes.tolist() == [3, 3]
+
+
+def test_a_mask_made_in_inference_mode_is_usable_outside():
+    batch = RaggedBatch(torch.ones(2, 3, requires_grad=True), sample_sizes=torch.tensor([1, 2]))
+    with torch.inference_mode():
+        assert batch.mask.sum() == 3
+        inside = RaggedBatch(torch.ones(2, 3), sample_sizes=torch.tensor([1, 2]))
+        assert inside.mask.sum() == 3 and inside.set_padded_to(0).tensor.sum() == 3
+    assert not batch.mask.is_inference()
+    torch.where(batch.mask, batch.tensor, 0.0).sum().backward()
+
+
+class Doubler(torch.nn.Module):
+    def forward(self, *inputs):
+        return inputs[0] * 2
+
+
+@pytest.mark.parametrize(
+    "fn, factor",
+    [
+        (Doubler(), 2),
+        (torch.abs, 1),
+        (torch.Tensor.abs, 1),
+        (functools.partial(torch.mul, other=2), 2),
+        (functools.partial(lambda factor, tensor, mask: tensor * factor, 3), 3),
+        (lambda *tensors: tensors[0] * len(tensors), 1),
+        (lambda tensor, **options: tensor * (1 + len(options)), 1),
+        (lambda tensor, *, factor=4: tensor * factor, 4),
+        (SimpleNamespace(call=lambda tensor, mask, sizes: tensor * 5).call, 5),
+    ],
+)
+def test_apply_takes_any_callable(fn, factor):
+    batch = nan_filled([2, 0, 1], 4)
+    applied = batch.apply(fn)
+    assert torch.equal(applied.with_padded_set_to(0).tensor, batch.with_padded_set_to(0).tensor * factor)
+    assert applied.layout is batch.layout
+
+
+def test_apply_keeps_the_ragged_dimension_of_every_result():
+    batch = nan_filled([2, 0, 1], 4).get_non_uniform_dimension_transposed_to(2)
+    results = batch.apply(lambda tensor: (tensor, tensor.abs()))
+    assert isinstance(results, tuple) and all(result.non_uniform_dim == 2 for result in results)
+
+
+def test_copies_and_files():
+    leaf = torch.randn(2, 3, requires_grad=True)
+    boxes = RaggedBatch(leaf, sample_sizes=torch.tensor([2, 0]))
+    pair = {"boxes": boxes, "more": boxes.create_with_sample_sizes_like_self(torch.zeros(2, 3, 4))}
+    file = io.BytesIO()
+    torch.save(pair, file)
+    file.seek(0)
+    for again in (
+        pickle.loads(pickle.dumps(pair)),
+        copy.deepcopy(pair),
+        torch.load(file, weights_only=True),
+    ):
+        assert torch.equal(again["boxes"].tensor, leaf) and again["boxes"].requires_grad
+        assert again["boxes"].layout is again["more"].layout and again["boxes"].layout is not boxes.layout
+        assert again["boxes"].sample_sizes.tolist() == [2, 0]
+    assert copy.copy(boxes).tensor is leaf and copy.copy(boxes).layout is boxes.layout
+    by_mask = RaggedBatch(leaf.detach(), mask=boxes.mask)
+    assert torch.equal(pickle.loads(pickle.dumps(by_mask)).mask, boxes.mask)
+
+
+def test_pytree_keeps_the_raggedness_of_what_it_is_given():
+    batch = nan_filled([2, 0], 3).get_non_uniform_dimension_transposed_to(2)
+    (tensor_path, _), (sizes_path, _) = pytree.tree_flatten_with_path(batch)[0]
+    assert (pytree.keystr(tensor_path), pytree.keystr(sizes_path)) == (".tensor", ".sample_sizes")
+    names = pytree.tree_map(lambda leaf: str(leaf.dtype), batch)
+    assert pytree.tree_leaves(names) == ["torch.float32", "torch.int64"]
+    assert pytree.tree_structure(names) == pytree.tree_structure(batch)
+    layers = batch.unsqueeze_batch_dim(0).repeat_samples(4, 0)
+    doubled = torch.vmap(lambda b: b.with_padded_set_to(1.0))(layers)
+    assert doubled.batch_shape == (4, 2) and doubled.non_uniform_dim == 3
+    assert torch.equal(doubled.tensor, layers.with_padded_set_to(1.0).tensor)
+
+
+def test_moving_without_blocking(device):
+    batch = nan_filled([2, 0], 3)
+    for moved in (batch.to(device, non_blocking=True), batch.to(device, torch.float64, True), batch.to(batch.tensor)):
+        assert torch.equal(moved.sample_sizes.cpu(), batch.sample_sizes)
+    if device.type == "cuda":
+        pinned = batch.pin_memory()
+        assert pinned.tensor.is_pinned() and pinned.sample_sizes.is_pinned()
+
+
+def test_methods_compile_into_one_graph():
+    def fn(batch):
+        layers = batch.unsqueeze_batch_dim(0).repeat_samples(2, 0).flatten_batch_dims().reshape_batch_dims(2, -1)
+        first, second = RaggedBatch.broadcast_batch_dims([layers, batch])
+        first = first.apply(torch.abs).to(torch.float64).set_padded_to(1.0)
+        weights = second.get_existence_weights(torch.float64)
+        return first.create_with_sample_sizes_like_self(first.tensor * weights, first.non_uniform_dim)
+
+    batch = nan_filled([2, 0, 1], 3)
+    compiled, eager = torch.compile(fn, fullgraph=True, backend="aot_eager")(batch), fn(batch)
+    assert torch.equal(compiled.tensor.nan_to_num(9), eager.tensor.nan_to_num(9)) and compiled.batch_shape == (2, 3)
+    assert torch.equal(compiled.mask, eager.mask)
+
+
+def test_members_do_not_synchronise(device):
+    if device.type != "cuda":
+        pytest.skip("synchronisation is a matter of accelerators")
+    tensor, sizes = torch.ones(3, 4, 2, device=device), torch.tensor([4, 0, 1], device=device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = RaggedBatch(tensor, sample_sizes=sizes).unsqueeze_batch_dim(0).repeat_samples(2, 0)
+        batch.set_padded_to(0.0).with_padded_set_to(1.0).get_existence_weights()
+        assert batch.mask.shape == (2, 3, 4) and len(batch) == 2 and batch.total_num_samples_in_batch == 6
+        RaggedBatch(tensor, mask=batch.mask[0]).apply(lambda t, m, s: t).float().detach()
+        RaggedBatch.from_full_tensor(tensor)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_mask_made_before_capture_is_not_baked_in(device):
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs")
+    sizes = torch.tensor([4, 0, 1], device=device)
+    batch = RaggedBatch(torch.ones(3, 4, device=device), sample_sizes=sizes)
+    assert batch.mask.sum() == 5
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        total = batch.mask.sum()
+    sizes.copy_(torch.tensor([1, 1, 1], device=device))
+    graph.replay()
+    assert total.item() == 3 and batch.mask.sum() == 3

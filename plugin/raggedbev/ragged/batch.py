@@ -12,9 +12,9 @@ batched torch code runs, with the raggedness travelling along.
 from __future__ import annotations
 
 import inspect
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from raggedbev.ragged.primitives import ragged_fill
 
-__all__ = ["Layout", "RaggedBatch", "debug_mode", "is_readable"]
+__all__ = ["Layout", "RaggedBatch", "debug_mode", "fold", "is_readable", "unfold"]
 
 _DEBUG = os.environ.get("RAGGEDBEV_DEBUG", "0") == "1"
 
@@ -44,6 +44,21 @@ def is_readable(tensor: Tensor) -> bool:
 
 def _is_capturing(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def fold(tensor: Tensor, num: int, dim: int) -> Tensor:
+    """[*batch, ..., N, ...] with `num` batch dimensions and N at `dim` as [B, O, N, I]."""
+    shape = tensor.shape
+    if num == 1 and len(shape) == 3:  # the usual case, and the view that is made fastest
+        return tensor.unsqueeze(2 * dim - 1)
+    return tensor.reshape(prod(shape[:num]), prod(shape[num:dim]), shape[dim], prod(shape[dim + 1 :]))
+
+
+def unfold(tensor: Tensor, shape: Sequence[int], num: int, dim: int) -> Tensor:
+    """The inverse of `fold`: [B, O, N', I] as `shape` with N' instead of N at `dim`."""
+    if num == 1 and len(shape) == 3:
+        return tensor.squeeze(2 * dim - 1)
+    return tensor.reshape(*shape[:dim], tensor.shape[2], *shape[dim + 1 :])
 
 
 class Layout:
@@ -69,7 +84,7 @@ class Layout:
         self._sizes = sample_sizes
         self._mask = mask
         self.max_sample_size = max_sample_size
-        self._made: tuple[Tensor, int] | None = None
+        self._made: dict[Hashable, tuple[Tensor, int]] = {}
         self._remember(host_sizes)
 
     def _remember(self, host_sizes: Sequence[int] | None) -> None:
@@ -80,12 +95,16 @@ class Layout:
     @property
     def sample_sizes(self) -> Tensor:
         """[*batch] int64."""
-        return self._make(self.mask, _count) if self._sizes is None else self._sizes
+        return self._make("sizes", self.mask, _count) if self._sizes is None else self._sizes
 
     @property
     def mask(self) -> Tensor:
         """[*batch, max_sample_size] bool."""
-        return self._make(self.sample_sizes, self._compare) if self._mask is None else self._mask
+        return self._make("mask", self.sample_sizes, self._compare) if self._mask is None else self._mask
+
+    def divisors(self, dtype: torch.dtype, least: int) -> Tensor:
+        """[*batch] of type `dtype`, the sizes but at least `least`, for means."""
+        return self._make((dtype, least), self.sample_sizes, lambda sizes: sizes.clamp(min=least).to(dtype))
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -128,19 +147,19 @@ class Layout:
 
     def __setstate__(self, state: tuple) -> None:
         self._sizes, self._mask, self.max_sample_size, host = state
-        self._made = None
+        self._made = {}
         self._remember(host)
 
     def _compare(self, sizes: Tensor) -> Tensor:
         return torch.arange(self.max_sample_size, device=sizes.device) < sizes.unsqueeze(-1)
 
-    def _make(self, source: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+    def _make(self, name: Hashable, source: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
         if not _is_versioned(source) or _is_capturing(source):
             return make(source)
-        version = source._version
-        if self._made is None or self._made[1] != version:
-            self._made = (make(source), version)
-        return self._made[0]
+        known, version = self._made.get(name), source._version
+        if known is None or known[1] != version:
+            self._made[name] = known = (make(source), version)
+        return known[0]
 
 
 def _count(mask: Tensor) -> Tensor:
@@ -455,7 +474,10 @@ class RaggedBatch:
 
     def with_padded_set_to(self, value: float) -> RaggedBatch:
         """A copy whose filler is `value`; the gradient of filler is zero."""
-        return self._with(ragged_fill(*self.canonical(), value).reshape(self.shape))
+        data, sizes = self.folded()
+        return self._with(
+            unfold(ragged_fill(data, sizes, value), self.shape, self.num_batch_dims, self._non_uniform_dim)
+        )
 
     def set_padded_to(self, value: float) -> RaggedBatch:
         """Write the filler in place; returns self.
@@ -471,12 +493,11 @@ class RaggedBatch:
             tensor.masked_fill_(~self._broadcastable_mask(), value)
         return self
 
-    def canonical(self) -> tuple[Tensor, Tensor]:
+    def folded(self) -> tuple[Tensor, Tensor]:
         """Data as [B, O, N, I] (what lies before, along and after the ragged dimension) and sizes as [B]."""
-        sizes, shape, dim = self._layout.sample_sizes, self._tensor.shape, self._non_uniform_dim
+        sizes = self._layout.sample_sizes
         num = sizes.dim()
-        folded = (math.prod(shape[:num]), math.prod(shape[num:dim]), shape[dim], math.prod(shape[dim + 1 :]))
-        return self._tensor.reshape(folded), sizes if num == 1 else sizes.reshape(-1)
+        return fold(self._tensor, num, self._non_uniform_dim), sizes if num == 1 else sizes.reshape(-1)
 
     def get_non_uniform_dimension_transposed_to(self, dim: int) -> RaggedBatch:
         """The ragged dimension exchanged with data dimension `dim`."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raggedbev.ragged import primitives
-from raggedbev.ragged.batch import Layout, RaggedBatch, debug_mode, is_readable
+from raggedbev.ragged.batch import Layout, RaggedBatch, debug_mode, fold, is_readable, unfold
 
 __all__ = [
     "apply_mask_to_tensor",
@@ -64,14 +64,12 @@ def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to
         dim += len(shape)
     if not num <= dim < len(shape):
         raise ValueError(f"dim_to_index_in must lie in [{num}, {len(shape)}), got {dim_to_index_in}")
-    batch, length = prod(shape[:num]), index.shape[num]
     num_rows = _valid_rows(data, dim, index)
-    flat = index if num == 1 else index.reshape(batch, length)
+    flat = _flat(index)
     if debug_mode():
         _check_range(index, flat, num_indices, num_rows, shape[dim], "indices")
-    folded = source.reshape(batch, prod(shape[num:dim]), shape[dim], prod(shape[dim + 1 :]))
-    found = primitives.ragged_gather(folded, flat, num_indices, num_rows, filler)
-    found = found.reshape((*shape[:dim], length, *shape[dim + 1 :]))
+    found = primitives.ragged_gather(fold(source, num, dim), flat, num_indices, num_rows, filler)
+    found = unfold(found, shape, num, dim)
     return RaggedBatch.from_layout(found, indices.layout, dim) if isinstance(indices, RaggedBatch) else found
 
 
@@ -146,7 +144,7 @@ def get_mask_from_indices(num: int, indices: Data) -> Tensor:
     """
     _require_count("num", num)
     index, num_indices = _read_indices(indices, "indices")
-    flat = index if index.dim() == 2 else index.reshape(prod(index.shape[:-1]), index.shape[-1])
+    flat = _flat(index)
     if debug_mode():
         _check_range(index, flat, num_indices, None, num, "indices")
     mask = primitives.ragged_mask_from_indices(flat, num_indices, num)
@@ -169,7 +167,9 @@ def get_indices_from_mask(mask: Data, max_num: int | None = None) -> RaggedBatch
         ValueError: shapes do not fit, or `max_num` is negative.
     """
     tensor = _read_mask(mask)
-    return _positions(tensor, _valid_rows(mask, tensor.dim() - 1, tensor), max_num)
+    num = tensor.dim() - 1
+    indices, counts = _positions(tensor, _valid_rows(mask, num, tensor), max_num)
+    return _counted(indices if num == 1 else indices.reshape(*tensor.shape[:num], indices.shape[1]), counts, num)
 
 
 def batched_bool_indexing(data: Data, mask: Data, max_num: int | None = None) -> RaggedBatch:
@@ -190,14 +190,11 @@ def batched_bool_indexing(data: Data, mask: Data, max_num: int | None = None) ->
     """
     selected = _read_mask(mask)
     source = _read_rows(data, selected, "data")
-    shape, num = source.shape, selected.dim() - 1
+    num = selected.dim() - 1
     num_rows = _fewer(_valid_rows(mask, num, selected), _valid_rows(data, num, selected))
-    indices = _positions(selected, num_rows, max_num)
-    batch, length = prod(shape[:num]), indices.max_sample_size
-    folded = source.reshape(batch, 1, shape[num], prod(shape[num + 1 :]))
-    counts = indices.sample_sizes.reshape(batch)
-    found = primitives.ragged_gather(folded, indices.tensor.reshape(batch, length), counts, None, 0)
-    return RaggedBatch.from_layout(found.reshape((*shape[:num], length, *shape[num + 1 :])), indices.layout, num)
+    indices, counts = _positions(selected, num_rows, max_num)
+    found = primitives.ragged_gather(fold(source, num, num), indices, counts, None, 0)
+    return _counted(unfold(found, source.shape, num, num), counts, num)
 
 
 def batched_bool_indexing_write(to_write: Data, mask: Data, into: Data) -> Data:
@@ -222,21 +219,19 @@ def batched_bool_indexing_write(to_write: Data, mask: Data, into: Data) -> Data:
     num = selected.dim() - 1
     _check_written(source, target, num, ("to_write", "into"))
     num_rows = _fewer(_valid_rows(mask, num, selected), _valid_rows(into, num, selected))
-    shape, batch = target.shape, prod(target.shape[:num])
-    inner, room = prod(shape[num + 1 :]), source.shape[num]
-    indices, counts = primitives.ragged_indices_from_mask(selected.reshape(batch, shape[num]), num_rows, room)
+    indices, counts = primitives.ragged_indices_from_mask(_flat(selected), num_rows, source.shape[num])
     written, _ = primitives.ragged_write(
-        source.reshape(batch, room, inner),
+        _rows(source, num),
         None,
         indices,
         counts,
         _valid_rows(to_write, num, selected),
         None,
-        target.reshape(batch, shape[num], inner),
-        shape[num],
+        _rows(target, num),
+        target.shape[num],
         0,
     )
-    return _as(into, written.reshape(shape))
+    return _as(into, _unrows(written, target.shape, num))
 
 
 def apply_mask_to_tensor(data: Tensor, mask: Tensor, value: float = 0) -> Tensor:
@@ -339,11 +334,12 @@ def _read_data(data: Data, index: Tensor, name: str) -> Tensor:
     tensor = data.tensor if isinstance(data, RaggedBatch) else data
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor or RaggedBatch, got {type(tensor).__name__}")
-    num = index.dim() - 1
-    if tensor.dim() <= num or tensor.shape[:num] != index.shape[:num]:
+    shape, wanted = tensor.shape, index.shape
+    num = len(wanted) - 1
+    if len(shape) <= num or (shape[0] != wanted[0] if num == 1 else shape[:num] != wanted[:num]):
         raise ValueError(
-            f"{name} must be [*batch, N, ...] with the batch shape {tuple(index.shape[:num])} of the indices (or "
-            f"mask), got {tuple(tensor.shape)}"
+            f"{name} must be [*batch, N, ...] with the batch shape {tuple(wanted[:num])} of the indices (or mask), got "
+            f"{tuple(shape)}"
         )
     if tensor.device != index.device:
         raise ValueError(f"{name} must be on {index.device} like the indices (or mask), got {tensor.device}")
@@ -430,9 +426,8 @@ def _write(
     """out[i, target_indices[i, j]] = source[i, source_indices[i, j]] in a copy of `into`, or beside `filler`."""
     index, num_indices = _read_indices(target_indices, names[2])
     values = _read_data(source, index, names[0])
-    num, shape = index.dim() - 1, values.shape
-    batch, length, inner = prod(shape[:num]), index.shape[num], prod(shape[num + 1 :])
-    flat = index if num == 1 else index.reshape(batch, length)
+    num, shape, length = index.dim() - 1, values.shape, index.shape[-1]
+    flat = _flat(index)
     num_rows = _valid_rows(source, num, index)
     if source_indices is None:
         flat_source = None
@@ -448,7 +443,7 @@ def _write(
                 f"{tuple(index_source.shape)} on {index_source.device}"
             )
         num_indices = _fewer(num_indices, num_indices_source)
-        flat_source = index_source if num == 1 else index_source.reshape(batch, length)
+        flat_source = _flat(index_source)
         if debug_mode():
             _check_range(index_source, flat_source, num_indices, num_rows, shape[num], names[1])
     folded, num_targets_valid = None, None
@@ -456,11 +451,11 @@ def _write(
         target = _read_data(into, index, names[3])
         _check_written(values, target, num, (names[0], names[3]))
         num_targets, num_targets_valid = target.shape[num], _valid_rows(into, num, index)
-        folded = target.reshape(batch, num_targets, inner)
+        folded = _rows(target, num)
     if debug_mode():
         _check_range(index, flat, num_indices, num_targets_valid, num_targets, names[2])
     written, _ = primitives.ragged_write(
-        values.reshape(batch, shape[num], inner),
+        _rows(values, num),
         flat_source,
         flat,
         num_indices,
@@ -470,19 +465,41 @@ def _write(
         num_targets,
         filler,
     )
-    return written.reshape((*shape[:num], num_targets, *shape[num + 1 :]))
+    return _unrows(written, shape, num)
 
 
-def _positions(mask: Tensor, num_rows: Tensor | None, max_num: int | None) -> RaggedBatch:
-    """`get_indices_from_mask` of a checked mask."""
+def _flat(index: Tensor) -> Tensor:
+    """[*batch, K] as [B, K]."""
+    return index if index.dim() == 2 else index.reshape(prod(index.shape[:-1]), index.shape[-1])
+
+
+def _rows(tensor: Tensor, num: int) -> Tensor:
+    """[*batch, N, ...] with `num` batch dimensions as [B, N, I]."""
+    shape = tensor.shape
+    if num == 1 and len(shape) == 3:
+        return tensor
+    return tensor.reshape(prod(shape[:num]), shape[num], prod(shape[num + 1 :]))
+
+
+def _unrows(tensor: Tensor, shape: torch.Size, num: int) -> Tensor:
+    """The inverse of `_rows`: [B, N', I] as `shape` with N' instead of N."""
+    if num == 1 and len(shape) == 3:
+        return tensor
+    return tensor.reshape(*shape[:num], tensor.shape[1], *shape[num + 1 :])
+
+
+def _positions(mask: Tensor, num_rows: Tensor | None, max_num: int | None) -> tuple[Tensor, Tensor]:
+    """Positions [B, max_num] of the True entries of mask [*batch, N], and their number [B]."""
     if max_num is not None:
         _require_count("max_num", max_num)
-    num, shape = mask.dim() - 1, mask.shape
-    flat = mask if num == 1 else mask.reshape(prod(shape[:num]), shape[num])
-    indices, counts = primitives.ragged_indices_from_mask(flat, num_rows, shape[num] if max_num is None else max_num)
+    room = mask.shape[-1] if max_num is None else max_num
+    indices, counts = primitives.ragged_indices_from_mask(_flat(mask), num_rows, room)
     if max_num is None:
-        max_num = int(counts.max()) if shape[:num].numel() else 0
-        indices = indices[:, :max_num].contiguous()
-    if num != 1:
-        indices, counts = indices.reshape((*shape[:num], max_num)), counts.reshape(shape[:num])
-    return RaggedBatch.from_layout(indices, Layout(counts, None, max_num), num)
+        indices = indices[:, : int(counts.max()) if counts.numel() else 0].contiguous()
+    return indices, counts
+
+
+def _counted(tensor: Tensor, counts: Tensor, num: int) -> RaggedBatch:
+    """[*batch, K, ...] with `counts` [B] valid entries."""
+    sizes = counts if num == 1 else counts.reshape(tensor.shape[:num])
+    return RaggedBatch.from_layout(tensor, Layout(sizes, None, tensor.shape[num]), num)

@@ -84,7 +84,7 @@ def _pack(
     first = samples[0]
     if torch.is_grad_enabled() and any(sample.requires_grad for sample in samples):
         padded = _pad_with_gradient(samples, length).to(target, non_blocking=True)
-    elif not (first.is_cpu and all(sample.is_cpu for sample in samples)):
+    elif not all(sample.is_cpu for sample in samples):
         padded = _pad_on_device(samples, sizes, length).to(target, non_blocking=True)
     elif target.type != "cpu":
         return _pack_through_one_buffer(samples, sizes, length, target, with_sizes)

@@ -17,8 +17,12 @@ def _wide_sum(batch: RaggedBatch) -> Tensor:
     """Sum over the ragged dimension, in float32 for half precision."""
     if not isinstance(batch, RaggedBatch):
         raise TypeError(f"reductions take a RaggedBatch, got {type(batch).__name__}")
-    shape, dim = batch.shape, batch.non_uniform_dim
-    return primitives.ragged_sum(*batch.canonical()).reshape(shape[:dim] + shape[dim + 1 :])
+    data, sizes = batch.folded()
+    shape, num, dim = batch.shape, batch.num_batch_dims, batch.non_uniform_dim
+    total = primitives.ragged_sum(data, sizes)  # [B, O, I]
+    if num == 1 and len(shape) == 3:
+        return total.squeeze(dim)
+    return total.reshape(shape[:dim] + shape[dim + 1 :])
 
 
 def sum_over_targets(batch: RaggedBatch) -> Tensor:
@@ -56,6 +60,6 @@ def average_over_targets(batch: RaggedBatch, nans_to_zero: bool = True) -> Tenso
     if isinstance(batch, RaggedBatch) and not batch.dtype.is_floating_point:
         raise TypeError(f"average_over_targets needs floating-point data, got {batch.dtype}")
     total = _wide_sum(batch)
-    sizes = batch.sample_sizes.clamp(min=1) if nans_to_zero else batch.sample_sizes
-    mean = total / sizes.reshape(sizes.shape + (1,) * (total.dim() - sizes.dim()))
+    divisors = batch.layout.divisors(total.dtype, int(nans_to_zero))
+    mean = total / divisors[(...,) + (None,) * (total.dim() - divisors.dim())]
     return mean.to(batch.dtype) if batch.dtype in _HALF else mean
