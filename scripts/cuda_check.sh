@@ -20,7 +20,8 @@ for source in $(find csrc -name '*.cu' | sort); do
     log=$out/$(basename "$source" .cu).$arch.log
     if ! "$nvcc" -std=c++17 -O3 -I csrc -arch="$arch" -Werror all-warnings -Xcompiler -Wall -Xptxas -v,-warn-spills \
       -c "$source" -o "$out/object.o" >"$log" 2>&1; then
-      echo "$source does not compile for $arch:" && cat "$log"
+      echo "$source does not compile for $arch without warnings or spills, see $log:"
+      grep -iE 'error|warning' "$log" || cat "$log"
       failed=1
     elif grep -E '[1-9][0-9]* bytes (spill|stack frame)' "$log"; then
       echo "$source spills registers on $arch, see $log"

@@ -16,7 +16,8 @@ constexpr int64_t kMaxBlocksInY = 65535;  // limit of CUDA
 constexpr int64_t kSmall = int64_t{1} << 30;
 
 template <typename Offset, typename Cell>
-__global__ void __launch_bounds__(kThreads) cell_kernel(const Cell cell, Offset rows, Offset columns) {
+__global__ void __launch_bounds__(kThreads)
+    cell_kernel(const __grid_constant__ Cell cell, Offset rows, Offset columns) {
   const Offset row_step = static_cast<Offset>(gridDim.y) * blockDim.y;
   const Offset column_step = static_cast<Offset>(gridDim.x) * blockDim.x;
   for (Offset row = static_cast<Offset>(blockIdx.y) * blockDim.y + threadIdx.y; row < rows; row += row_step) {
@@ -51,7 +52,7 @@ cudaError_t launch_cells(const Cell& cell, int64_t rows, int64_t columns, cudaSt
 }
 
 template <typename Task>
-__global__ void __launch_bounds__(kThreads) group_kernel(const Task task, int64_t tasks) {
+__global__ void __launch_bounds__(kThreads) group_kernel(const __grid_constant__ Task task, int64_t tasks) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / kLanes);
   for (int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes; number < tasks;
        number += step) {

@@ -214,7 +214,25 @@ RAGGEDBEV_KERNEL Unit load(const Pattern& pattern, int64_t offset) {
   return load<Unit>(pattern.bytes + offset % sizeof(pattern.bytes));
 }
 
-// Cells: row b * O + o, column n * units per row + unit.
+// Where cell (row b * O + o, column n * units per row + unit) of a result lies.
+template <typename Unit>
+struct Place {
+  int64_t sample, outer, n;
+  int64_t offset;  // bytes, in the row
+  int64_t out;     // bytes, in the result
+
+  template <typename Offset>
+  RAGGEDBEV_KERNEL Place(Offset row, Offset column, int64_t num_outer, int64_t num_rows, int64_t row_bytes) {
+    const auto units = static_cast<Offset>(row_bytes / static_cast<int64_t>(sizeof(Unit)));
+    const Offset quotient = row / static_cast<Offset>(num_outer), number = column / units;
+    sample = quotient;
+    outer = row - quotient * static_cast<Offset>(num_outer);
+    n = number;
+    offset = static_cast<int64_t>(column - number * units) * static_cast<int64_t>(sizeof(Unit));
+    out = static_cast<int64_t>(row) * num_rows * row_bytes +
+          static_cast<int64_t>(column) * static_cast<int64_t>(sizeof(Unit));
+  }
+};
 
 template <typename Unit>
 struct GatherCell {
@@ -222,17 +240,15 @@ struct GatherCell {
 
   template <typename Offset>
   RAGGEDBEV_KERNEL void operator()(Offset row, Offset column) const {
-    const auto units = static_cast<Offset>(p.row_bytes / static_cast<int64_t>(sizeof(Unit)));
-    const Offset sample = row / static_cast<Offset>(p.outer), outer = row % static_cast<Offset>(p.outer);
-    const Offset k = column / units;
-    const int64_t offset = static_cast<int64_t>(column % units) * sizeof(Unit);
-    Unit value = load<Unit>(p.filler, offset);
-    if (static_cast<int64_t>(k) < p.entries.counts[sample]) {
-      const int64_t index = p.entries.indices[static_cast<int64_t>(sample) * p.entries.num + k];
-      if (p.entries.points_at_row(index, sample)) value = load<Unit>(p.data.at(sample, outer, index) + offset);
+    const Place<Unit> place(row, column, p.outer, p.entries.num, p.row_bytes);
+    Unit value = load<Unit>(p.filler, place.offset);
+    if (place.n < p.entries.counts[place.sample]) {
+      const int64_t index = p.entries.indices[place.sample * p.entries.num + place.n];
+      if (p.entries.points_at_row(index, place.sample)) {
+        value = load<Unit>(p.data.at(place.sample, place.outer, index) + place.offset);
+      }
     }
-    store(p.out + static_cast<int64_t>(row) * p.entries.num * p.row_bytes + static_cast<int64_t>(column) * sizeof(Unit),
-          value);
+    store(p.out + place.out, value);
   }
 };
 
@@ -242,13 +258,12 @@ struct FillCell {
 
   template <typename Offset>
   RAGGEDBEV_KERNEL void operator()(Offset row, Offset column) const {
-    const auto units = static_cast<Offset>(p.row_bytes / static_cast<int64_t>(sizeof(Unit)));
-    const Offset sample = row / static_cast<Offset>(p.outer), outer = row % static_cast<Offset>(p.outer);
-    const Offset n = column / units;
-    const int64_t offset = static_cast<int64_t>(column % units) * sizeof(Unit);
-    const bool is_valid = static_cast<int64_t>(n) < p.sizes[sample];
-    store(p.out + static_cast<int64_t>(row) * p.num_rows * p.row_bytes + static_cast<int64_t>(column) * sizeof(Unit),
-          is_valid ? load<Unit>(p.data.at(sample, outer, n) + offset) : load<Unit>(p.value, offset));
+    const Place<Unit> place(row, column, p.outer, p.num_rows, p.row_bytes);
+    Unit value = load<Unit>(p.value, place.offset);
+    if (place.n < p.sizes[place.sample]) {
+      value = load<Unit>(p.data.at(place.sample, place.outer, place.n) + place.offset);
+    }
+    store(p.out + place.out, value);
   }
 };
 
@@ -258,13 +273,12 @@ struct ExpandCell {
 
   template <typename Offset>
   RAGGEDBEV_KERNEL void operator()(Offset row, Offset column) const {
-    const auto units = static_cast<Offset>(p.row_bytes / static_cast<int64_t>(sizeof(Unit)));
-    const Offset sample = row / static_cast<Offset>(p.outer), outer = row % static_cast<Offset>(p.outer);
-    const Offset n = column / units;
-    const int64_t offset = static_cast<int64_t>(column % units) * sizeof(Unit);
-    const bool is_valid = static_cast<int64_t>(n) < p.sizes[sample];
-    store(p.out + static_cast<int64_t>(row) * p.num_rows * p.row_bytes + static_cast<int64_t>(column) * sizeof(Unit),
-          is_valid ? load<Unit>(p.values.at(sample, outer, 0) + offset) : Unit{});
+    const Place<Unit> place(row, column, p.outer, p.num_rows, p.row_bytes);
+    Unit value = {};
+    if (place.n < p.sizes[place.sample]) {
+      value = load<Unit>(p.values.at(place.sample, place.outer, 0) + place.offset);
+    }
+    store(p.out + place.out, value);
   }
 };
 
