@@ -208,27 +208,39 @@ void add_row(Wide<T>* sums, const char* row, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<Wide<T>>(values[i]);
 }
 
+// Sums in the type of the result stand there from the start; those of half precision in a wide copy, of which only the
+// rows that something points at are made and converted.
 template <typename T>
 void scatter_add(const ScatterAddParams& p) {
   constexpr bool kInPlace = std::is_same_v<T, Wide<T>>;
   const int64_t slab_size = p.num_rows * p.inner;
   parallel(p.batch * p.outer, (slab_size + p.entries.num * p.inner) * sizeof(T), [&](int64_t first, int64_t end) {
     std::vector<Wide<T>> wide(kInPlace ? 0 : slab_size);
+    std::vector<char> is_used(kInPlace ? 0 : p.num_rows);
     for (int64_t slab = first; slab < end; ++slab) {
       T* out = static_cast<T*>(p.out) + slab * slab_size;
+      std::fill_n(out, slab_size, T(0));
+      std::fill(is_used.begin(), is_used.end(), 0);
       Wide<T>* sums = wide.data();
       if constexpr (kInPlace) sums = out;
-      std::fill_n(sums, slab_size, Wide<T>(0));
       const int64_t sample = slab / p.outer;
       const int64_t count = p.entries.counts[sample], num_rows = p.entries.rows[sample];
       const char* values = p.values.at(sample, slab % p.outer, 0);
       for (int64_t k = 0; k < count; ++k) {
         const int64_t index = p.entries.indices[sample * p.entries.num + k];
         if (index < 0 || index >= num_rows) continue;
-        add_row<T>(sums + index * p.inner, values + k * p.values.row_stride, p.inner);
+        Wide<T>* row = sums + index * p.inner;
+        if constexpr (!kInPlace) {
+          if (!is_used[index]) std::fill_n(row, p.inner, Wide<T>(0));
+          is_used[index] = 1;
+        }
+        add_row<T>(row, values + k * p.values.row_stride, p.inner);
       }
-      if constexpr (!kInPlace)
-        std::transform(sums, sums + slab_size, out, [](auto sum) { return static_cast<T>(sum); });
+      for (size_t n = 0; n < is_used.size(); ++n) {
+        if (!is_used[n]) continue;
+        const int64_t begin = static_cast<int64_t>(n) * p.inner;
+        for (int64_t i = begin; i < begin + p.inner; ++i) out[i] = static_cast<T>(sums[i]);
+      }
     }
   });
 }
