@@ -89,7 +89,7 @@ def extension_arguments() -> dict[str, object]:
         depends=sources(".h") + sources(".cuh"),
         include_dirs=[str(ROOT / "csrc")],
         define_macros=[("RAGGEDBEV_WITH_CUDA", None)] if cuda else [],
-        extra_compile_args={"cxx": ["-Wall", *openmp, *([] if own_flags else ["-O3", "-g0"])], "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": ["-Wall", "-fopenmp-simd", *openmp, *([] if own_flags else ["-O3", "-g0"])], "nvcc": ["-O3"]},
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 

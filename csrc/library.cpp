@@ -28,6 +28,12 @@ TORCH_LIBRARY(raggedbev, m) {
   m.def("ragged_sum(Tensor data, Tensor sizes) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("ragged_expand(Tensor values, Tensor sizes, SymInt num) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("ragged_pack_(Tensor(a!) out, Tensor[] samples) -> ()", {at::Tag::pt2_compliant_tag});
+
+  // Cost [problems, G, P], num_gt [problems]: see plugin/raggedbev/matching/assignment.py.
+  m.def(
+      "linear_assignment(Tensor cost, Tensor num_gt, bool last_resort, bool duals) "
+      "-> (Tensor pred_of_gt, Tensor gt_of_pred, Tensor status, Tensor dual_of_gt, Tensor dual_of_pred)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 // Importing raggedbev._C loads the shared object, which runs the registrations; the module itself is empty.

@@ -22,5 +22,5 @@ from raggedbev import _C
 if not _C.__file__.startswith('$build'):
     raise SystemExit(f'the build with sanitizers must be tested, but {_C.__file__} was loaded')"
 # What traces rather than runs kernels is left out: slow here, and nothing new for the sanitizers.
-"$python" -m pytest -p no:cacheprovider tests/ragged tests/heatmap \
+"$python" -m pytest -p no:cacheprovider tests/ragged tests/heatmap tests/matching \
   -k "not compile and not export and not opcheck and not inductor" "$@"

@@ -70,6 +70,20 @@ class Warp {
     return __ballot_sync(0xffffffffu, predicate(lane_));
   }
 
+  // What the lanes wrote before is seen by all of them after.
+  __device__ void sync() const { __syncwarp(); }
+
+  // Smallest of the lanes' values, known to all.
+  template <typename T>
+  __device__ T minimum(PerLane<T>& values) const {
+    T lowest = values[lane_];
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+      const T other = __shfl_xor_sync(0xffffffffu, lowest, offset);
+      lowest = other < lowest ? other : lowest;
+    }
+    return lowest;
+  }
+
   // Sum over the lanes as a tree: first l and l + 16, then l and l + 8, ... Lane 0 holds it; `values` are used up.
   template <typename T>
   __device__ T tree_sum(PerLane<T>& values) const {
@@ -106,6 +120,15 @@ class HostGroup {
     uint32_t bits = 0;
     for (int lane = 0; lane < kLanes; ++lane) bits |= uint32_t{predicate(lane)} << lane;
     return bits;
+  }
+
+  void sync() const {}
+
+  template <typename T>
+  T minimum(PerLane<T>& values) const {
+    T lowest = values[0];
+    for (int lane = 1; lane < kLanes; ++lane) lowest = values[lane] < lowest ? values[lane] : lowest;
+    return lowest;
   }
 
   template <typename T>

@@ -5,24 +5,15 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <string_view>
 #include <vector>
 
+#include "common/host_twin.h"
 #include "ragged/ragged.h"
 
 namespace raggedbev::ragged {
 namespace {
 
 constexpr int64_t kBytesPerThread = 65536;
-
-bool runs_host_twin() {
-  static const bool does = [] {
-    const char* value = std::getenv("RAGGEDBEV_HOST_TWIN");
-    return value != nullptr && std::string_view(value) == "1";
-  }();
-  return does;
-}
 
 // Calls function(first, end) for parts of [0, count), each of which is worth a thread.
 template <typename Function>

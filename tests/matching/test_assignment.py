@@ -136,7 +136,7 @@ def test_last_resort_avoids_nonfinite_edges_whatever_the_scale(scale):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"solver": "native"}, r"solver must be one of \('auto', 'scipy'\), got 'native'"),
+        ({"solver": "auction"}, r"solver must be one of \('auto', 'native', 'scipy'\), got 'auction'"),
         ({"nonfinite": "ignore"}, "nonfinite must be one of"),
         ({"num_gt": torch.tensor([1.0])}, "num_gt must be an integer tensor"),
         ({"num_gt": torch.tensor([4])}, r"num_gt must lie in \[0, 3\], got values in \[4, 4\]"),

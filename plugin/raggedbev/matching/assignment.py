@@ -1,7 +1,7 @@
 """Linear assignment of whole batches: cost matrices [..., G, P] and object counts in, index pairs out.
 
-Every leading dimension (layers, samples, query groups) is just more problems. This module's solver is SciPy's: all
-problems travel to the host in one copy and the pairs travel back in one; the result lives on the device of the costs.
+Every leading dimension (layers, samples, query groups) is just more problems. The native solver runs on the device of
+the costs, without a host read; where it is not compiled, SciPy takes all problems in one copy to the host and one back.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from raggedbev._extension import COMPILED, fold_into_batch, load_operator
 from raggedbev.ragged.batch import RaggedBatch
 
 __all__ = ["LinearAssignment", "linear_assignment"]
 
 OK, INFEASIBLE, INVALID = 0, 1, 2
-_SOLVERS = ("auto", "scipy")
+_SOLVERS = ("auto", "native", "scipy")
 _NONFINITE = ("report", "last_resort")
 
 
@@ -32,11 +33,17 @@ class LinearAssignment:
         gt_of_pred: [..., P] int64, the object of each prediction; -1 for background.
         status: [...] int8: 0 solved, 1 infeasible (forbidden edges leave objects without a prediction), 2 NaN or -inf
             in the costs.
+        dual_of_gt: [..., G] float64 dual variables, if asked for. Where status is 0, dual_of_gt + dual_of_pred is
+            nowhere above the cost and equal to it on the pairs, which proves them optimal; 0 on filler.
+        dual_of_pred: [..., P] float64; none is positive, and those of background are 0 (with more objects than
+            predictions the two change places).
     """
 
     pred_of_gt: Tensor
     gt_of_pred: Tensor
     status: Tensor
+    dual_of_gt: Tensor | None = None
+    dual_of_pred: Tensor | None = None
 
 
 def linear_assignment(
@@ -45,24 +52,28 @@ def linear_assignment(
     *,
     solver: str = "auto",
     nonfinite: str = "report",
+    duals: bool = False,
     check: bool = False,
 ) -> LinearAssignment:
     """Match objects to predictions so that each problem's total cost is smallest.
 
     Every object gets one prediction, and every prediction at most one object; with more objects than predictions,
-    every prediction gets one object. Costs are compared in float64. Ties are resolved as SciPy does, the same on
-    every device.
+    every prediction gets one object. Costs are read in their own type (half types as float32) and added up in float64.
+    The native solver is a shortest augmenting path method (Jonker and Volgenant 1987) in which all free predictions
+    are one node; it is deterministic, and equal costs go to the lowest prediction that is free.
 
     Args:
         cost: [..., G, P] any floating dtype, rows beyond `num_gt` are filler; or a RaggedBatch that is ragged along
             one of its last two dimensions, which is then the object dimension. Detached: no gradient flows.
         num_gt: [...] integer, objects per problem (broadcast to the leading dimensions of `cost`), on its device;
-            none: G, or the sample sizes of a RaggedBatch.
-        solver: 'scipy', or 'auto' for the best one available.
+            none: G, or the sample sizes of a RaggedBatch. On an accelerator values outside [0, G] count as the nearer
+            end.
+        solver: 'native', 'scipy', or 'auto': native where it is compiled for the device of `cost`, else SciPy.
         nonfinite: 'report': +inf forbids an edge; objects that cannot be matched get -1 and status 1; a problem with
             NaN or -inf gets -1 throughout and status 2. 'last_resort': such edges count as worse than every finite
             assignment, so the problem is always solved; status still reports what was met.
-        check: raise for a status other than 0.
+        duals: also return dual variables (native solver only).
+        check: raise for a status other than 0; reads the device.
 
     Returns:
         The pairs, on the device of `cost`.
@@ -77,23 +88,29 @@ def linear_assignment(
         raise ValueError(f"cost must be a floating-point tensor [..., G, P], got {tuple(cost.shape)} {cost.dtype}")
     cost, num_gt = _unwrap(cost, num_gt)
     lead, (num_rows, num_cols) = cost.shape[:-2], cost.shape[-2:]
-    matrices, counts = _to_host(cost.detach(), num_gt)
-    if counts.size and (counts.min() < 0 or counts.max() > num_rows):
-        raise ValueError(f"num_gt must lie in [0, {num_rows}], got values in [{counts.min()}, {counts.max()}]")
-    packed = _solve_all(matrices, counts, nonfinite == "last_resort")
-    if check and packed[:, -1].any():
-        _raise_status(packed[:, -1])
-    result = torch.from_numpy(packed).to(cost.device)  # [problems, G + P + 1]: one copy for everything
-    pred_of_gt, gt_of_pred, status = result.split([num_rows, num_cols, 1], dim=-1)
-    return LinearAssignment(
-        pred_of_gt.reshape(*lead, num_rows), gt_of_pred.reshape(*lead, num_cols), status.to(torch.int8).reshape(lead)
+    problems = math.prod(lead)
+    solve = _solve_with_scipy if solver == "scipy" else _solve
+    results = solve(
+        cost.detach().reshape(problems, num_rows, num_cols),
+        num_gt.reshape(problems),
+        nonfinite == "last_resort",
+        duals,
     )
+    pred_of_gt, gt_of_pred, status = (result.reshape((*lead, *result.shape[1:])) for result in results[:3])
+    if check:
+        _raise_status(status)
+    if not duals:
+        return LinearAssignment(pred_of_gt, gt_of_pred, status)
+    of_gt, of_pred = (result.reshape((*lead, *result.shape[1:])) for result in results[3:])
+    return LinearAssignment(pred_of_gt, gt_of_pred, status, of_gt, of_pred)
 
 
 def check_solver(solver: str) -> None:
     """Raise a ValueError for a solver that does not exist."""
     if solver not in _SOLVERS:
         raise ValueError(f"solver must be one of {_SOLVERS}, got {solver!r}")
+    if solver == "native" and not COMPILED:
+        raise ValueError("solver='native' needs the compiled operators, and they were not built; 'auto' takes SciPy")
 
 
 def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -116,17 +133,31 @@ def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, 
     return cost, num_gt.expand(cost.shape[:-2])
 
 
+def _solve_with_scipy(cost: Tensor, num_gt: Tensor, last_resort: bool, duals: bool) -> tuple[Tensor, ...]:
+    """All problems on the host; one copy there and one back."""
+    if duals:
+        raise ValueError("dual variables come from the native solver only, and SciPy is used")
+    num_rows, num_cols = cost.shape[1:]
+    matrices, counts = _to_host(cost, num_gt)
+    if counts.size and (counts.min() < 0 or counts.max() > num_rows):
+        raise ValueError(f"num_gt must lie in [0, {num_rows}], got values in [{counts.min()}, {counts.max()}]")
+    packed = torch.from_numpy(_solve_all(matrices, counts, last_resort)).to(cost.device)  # [problems, G + P + 1]
+    pred_of_gt, gt_of_pred, status = packed.split([num_rows, num_cols, 1], dim=-1)
+    no_duals = cost.new_empty((0, num_rows), dtype=torch.double), cost.new_empty((0, num_cols), dtype=torch.double)
+    status = status.squeeze(-1).to(torch.int8)
+    return pred_of_gt.contiguous(), gt_of_pred.contiguous(), status, *no_duals
+
+
 def _to_host(cost: Tensor, num_gt: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """[problems, G, P] float32/float64 and [problems] int64 on the host, in one copy."""
     if cost.dtype not in (torch.float32, torch.float64):
         cost = cost.float()
-    problems = math.prod(cost.shape[:-2])
     if cost.device.type == "cpu":
-        return cost.reshape(problems, *cost.shape[-2:]).numpy(), num_gt.reshape(problems).long().numpy()
-    entries = cost.shape[-2] * cost.shape[-1]
-    packed = torch.cat([cost.reshape(problems, entries), num_gt.reshape(problems, 1).to(cost.dtype)], dim=1)
+        return cost.detach().numpy(), num_gt.long().numpy()
+    entries = cost.shape[1] * cost.shape[2]
+    packed = torch.cat([cost.reshape(-1, entries), num_gt.unsqueeze(1).to(cost.dtype)], dim=1)
     host = packed.cpu().numpy()
-    return host[:, :entries].reshape(problems, *cost.shape[-2:]), host[:, entries].astype(np.int64)
+    return host[:, :entries].reshape(cost.shape), host[:, entries].astype(np.int64)
 
 
 def _solve_all(matrices: np.ndarray, counts: np.ndarray, last_resort: bool) -> np.ndarray:
@@ -169,11 +200,30 @@ def _with_finite_sentinels(matrix: np.ndarray, finite: np.ndarray) -> np.ndarray
     return np.where(finite, matrix, sentinel)
 
 
-def _raise_status(status: np.ndarray) -> None:
-    index = int(np.flatnonzero(status)[0])
+def _raise_status(status: Tensor) -> None:
+    """ValueError for the first problem without a solution."""
+    values = status.flatten().tolist()
+    if not any(values):
+        return
+    index = next(number for number, value in enumerate(values) if value)
     reason = (
         "the forbidden (+inf) edges leave an object without a prediction"
-        if status[index] == INFEASIBLE
-        else ("the costs contain NaN or -inf")
+        if values[index] == INFEASIBLE
+        else "the costs contain NaN or -inf"
     )
     raise ValueError(f"assignment problem {index} has no solution: {reason}")
+
+
+def _solve_fake(cost: Tensor, num_gt: Tensor, last_resort: bool, duals: bool) -> tuple[Tensor, ...]:
+    problems, num_rows, num_cols = cost.shape
+    solved = problems if duals else 0
+    return (
+        cost.new_empty((problems, num_rows), dtype=torch.long),
+        cost.new_empty((problems, num_cols), dtype=torch.long),
+        cost.new_empty((problems,), dtype=torch.int8),
+        cost.new_empty((solved, num_rows), dtype=torch.double),
+        cost.new_empty((solved, num_cols), dtype=torch.double),
+    )
+
+
+_solve = load_operator("linear_assignment", fallback=_solve_with_scipy, fake=_solve_fake, vmap=fold_into_batch)

@@ -14,13 +14,12 @@ each other's gradients: gather <-> scatter_add, sum <-> expand, fill -> fill. Ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from raggedbev._extension import load_operator
+from raggedbev._extension import fold_into_batch, load_operator
 
 Number = bool | int | float | complex
 
@@ -337,47 +336,24 @@ def _pack_fake(out: Tensor, samples: list[Tensor]) -> None:
     return None
 
 
-def _fold_into_batch(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """vmap rule: the mapped dimension becomes part of B, which every tensor has in front."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        mapped: int = info.batch_size
-
-        def fold(arg: Any, dim: int | None) -> Any:
-            if not isinstance(arg, Tensor):
-                return arg
-            arg = arg.expand(mapped, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            return arg.reshape(mapped * arg.shape[1], *arg.shape[2:])
-
-        def unfold(result: Tensor) -> Tensor:
-            return result.reshape(mapped, result.shape[0] // mapped if mapped else 0, *result.shape[1:])
-
-        results = operator(*(fold(arg, dim) for arg, dim in zip(args, in_dims, strict=True)))
-        if isinstance(results, Tensor):
-            return unfold(results), 0
-        return tuple(unfold(result) for result in results), (0,) * len(results)
-
-    return rule
-
-
-_gather = load_operator("ragged_gather", fallback=_gather_plain, fake=_gather_fake, vmap=_fold_into_batch)
+_gather = load_operator("ragged_gather", fallback=_gather_plain, fake=_gather_fake, vmap=fold_into_batch)
 _scatter_add = load_operator(
-    "ragged_scatter_add", fallback=_scatter_add_plain, fake=_scatter_add_fake, vmap=_fold_into_batch
+    "ragged_scatter_add", fallback=_scatter_add_plain, fake=_scatter_add_fake, vmap=fold_into_batch
 )
-_write = load_operator("ragged_write", fallback=_write_plain, fake=_write_fake, vmap=_fold_into_batch)
+_write = load_operator("ragged_write", fallback=_write_plain, fake=_write_fake, vmap=fold_into_batch)
 _mask_from_indices = load_operator(
     "ragged_mask_from_indices",
     fallback=_mask_from_indices_plain,
     fake=_mask_from_indices_fake,
-    vmap=_fold_into_batch,
+    vmap=fold_into_batch,
 )
 _indices_from_mask = load_operator(
     "ragged_indices_from_mask",
     fallback=_indices_from_mask_plain,
     fake=_indices_from_mask_fake,
-    vmap=_fold_into_batch,
+    vmap=fold_into_batch,
 )
-_fill = load_operator("ragged_fill", fallback=_fill_plain, fake=_fill_fake, vmap=_fold_into_batch)
-_sum = load_operator("ragged_sum", fallback=_sum_plain, fake=_sum_fake, vmap=_fold_into_batch)
-_expand = load_operator("ragged_expand", fallback=_expand_plain, fake=_expand_fake, vmap=_fold_into_batch)
+_fill = load_operator("ragged_fill", fallback=_fill_plain, fake=_fill_fake, vmap=fold_into_batch)
+_sum = load_operator("ragged_sum", fallback=_sum_plain, fake=_sum_fake, vmap=fold_into_batch)
+_expand = load_operator("ragged_expand", fallback=_expand_plain, fake=_expand_fake, vmap=fold_into_batch)
 _pack = load_operator("ragged_pack_", fallback=_pack_plain, fake=_pack_fake)

@@ -1,0 +1,71 @@
+// Linear assignment: the operator's body, shared by all devices. Costs are data: there is no gradient.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "common/check.h"
+#include "common/run.h"
+#include "matching/assignment.h"
+
+namespace raggedbev::matching {
+namespace {
+
+using at::Tensor;
+
+void check_counts(const Tensor& num_gt, int64_t most) {
+  const int64_t* values = num_gt.const_data_ptr<int64_t>();
+  const auto [low, high] = std::minmax_element(values, values + num_gt.numel());
+  TORCH_CHECK_VALUE(*low >= 0 && *high <= most, "num_gt must lie in [0, ", most, "], got values in [", *low, ", ",
+                    *high, "]");
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tensor& cost, const Tensor& num_gt,
+                                                                     bool last_resort, bool duals) {
+  check_dims("cost", cost, 3, "problems, G, P");
+  TORCH_CHECK_TYPE(at::isFloatingType(cost.scalar_type()), "cost must have a floating-point type, got ",
+                   cost.scalar_type());
+  check_integers("num_gt", num_gt, 1, "problems", cost);
+  const int64_t problems = cost.size(0), rows = cost.size(1), cols = cost.size(2);
+  TORCH_CHECK_VALUE(std::max(rows, cols) < std::numeric_limits<int32_t>::max(),
+                    "cost must have less than 2^31 rows and columns, got ", cost.sizes());
+  const c10::OptionalDeviceGuard guard(cost.device());
+  const auto integers = cost.options().dtype(at::kLong), dual = cost.options().dtype(at::kDouble);
+  const Tensor pred_of_gt = at::empty({problems, rows}, integers), gt_of_pred = at::empty({problems, cols}, integers);
+  const Tensor status = at::empty({problems}, cost.options().dtype(at::kChar));
+  const Tensor of_gt = at::empty({duals ? problems : 0, rows}, dual);
+  const Tensor of_pred = at::empty({duals ? problems : 0, cols}, dual);
+  if (problems == 0) return {pred_of_gt, gt_of_pred, status, of_gt, of_pred};
+
+  const bool is_double = cost.scalar_type() == at::kDouble;
+  const Tensor input = cost.to(is_double ? at::kDouble : at::kFloat).contiguous();
+  const Tensor counts = num_gt.to(at::kLong).contiguous();
+  if (cost.is_cpu()) check_counts(counts, rows);
+  const int64_t bytes = is_double ? workspace_bytes<double>(rows, cols) : workspace_bytes<float>(rows, cols);
+  const Tensor workspace = at::empty({cost.is_cpu() ? 0 : problems * bytes}, cost.options().dtype(at::kByte));
+  run(AssignmentParams{input.const_data_ptr(), counts.const_data_ptr<int64_t>(), pred_of_gt.mutable_data_ptr<int64_t>(),
+                       gt_of_pred.mutable_data_ptr<int64_t>(), status.mutable_data_ptr<int8_t>(),
+                       of_gt.mutable_data_ptr<double>(), of_pred.mutable_data_ptr<double>(),
+                       static_cast<char*>(workspace.mutable_data_ptr()), problems, rows, cols, is_double, last_resort,
+                       duals},
+      cost);
+  return {pred_of_gt, gt_of_pred, status, of_gt, of_pred};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(raggedbev, CPU, m) {
+  m.impl("linear_assignment", &linear_assignment);
+}
+
+#ifdef RAGGEDBEV_WITH_CUDA
+TORCH_LIBRARY_IMPL(raggedbev, CUDA, m) {
+  m.impl("linear_assignment", &linear_assignment);
+}
+#endif
+
+}  // namespace raggedbev::matching
