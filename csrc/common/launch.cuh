@@ -28,27 +28,30 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Runs cell(row, column) for all rows and columns; neighbouring threads have neighbouring columns.
-template <typename Cell>
-cudaError_t launch_cells(const Cell& cell, int64_t rows, int64_t columns, cudaStream_t stream) {
-  unsigned width = kLanes;
+// Whether 32 bits count rows, columns and the strides over them.
+inline bool is_small(int64_t rows, int64_t columns) {
+  return rows < kSmall && columns < kSmall;
+}
+
+// As launch_cells, with rows and columns in a type that holds them.
+template <typename Offset, typename Cell>
+cudaError_t launch_cells_as(const Cell& cell, int64_t rows, int64_t columns, cudaStream_t stream) {
+  unsigned width = 1;
   while (width < kThreads && width < columns) width *= 2;
-  if (columns <= kLanes / 2) {
-    width = 1;
-    while (width < columns) width *= 2;
-  }
   const dim3 block(width, kThreads / width);
   const auto blocks = [](int64_t size, int64_t per_block, int64_t most) {
     return static_cast<unsigned>(std::min((size + per_block - 1) / per_block, most));
   };
   const dim3 grid(blocks(columns, block.x, kMaxBlocks), blocks(rows, block.y, kMaxBlocksInY));
-  if (rows < kSmall && columns < kSmall) {
-    cell_kernel<uint32_t>
-        <<<grid, block, 0, stream>>>(cell, static_cast<uint32_t>(rows), static_cast<uint32_t>(columns));
-  } else {
-    cell_kernel<int64_t><<<grid, block, 0, stream>>>(cell, rows, columns);
-  }
+  cell_kernel<<<grid, block, 0, stream>>>(cell, static_cast<Offset>(rows), static_cast<Offset>(columns));
   return cudaGetLastError();
+}
+
+// Runs cell(row, column) for all rows and columns; neighbouring threads have neighbouring columns.
+template <typename Cell>
+cudaError_t launch_cells(const Cell& cell, int64_t rows, int64_t columns, cudaStream_t stream) {
+  return is_small(rows, columns) ? launch_cells_as<uint32_t>(cell, rows, columns, stream)
+                                 : launch_cells_as<uint64_t>(cell, rows, columns, stream);
 }
 
 template <typename Task>

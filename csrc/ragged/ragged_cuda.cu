@@ -81,8 +81,10 @@ int launch_cuda(const FillParams& p, void* stream) {
 int launch_cuda(const SumParams& p, void* stream) {
   return with_type(p.type, [&](auto value) -> int {
     using T = decltype(value);
-    if (p.inner < kShortRow) return launch_groups(SumTask<T>{p}, p.batch * p.outer * p.inner, as_stream(stream));
-    return launch_cells(SumColumnCell<T>{p}, p.batch * p.outer, p.inner, as_stream(stream));
+    if (p.inner < kShortRow || !is_small(p.batch * p.outer, p.inner)) {
+      return launch_groups(SumTask<T>{p}, p.batch * p.outer * p.inner, as_stream(stream));
+    }
+    return launch_cells_as<uint32_t>(SumColumnCell<T>{p}, p.batch * p.outer, p.inner, as_stream(stream));
   });
 }
 
