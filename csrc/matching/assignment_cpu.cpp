@@ -6,6 +6,7 @@
 
 #include "common/host_twin.h"
 #include "matching/assignment.h"
+#include "matching/lane_ops.h"
 
 // The loops are compiled for several instruction sets; the machine's best is taken when the library is loaded.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)

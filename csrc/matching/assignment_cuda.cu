@@ -5,6 +5,7 @@
 
 #include "common/launch.cuh"
 #include "matching/assignment.h"
+#include "matching/lane_ops.h"
 
 namespace raggedbev::matching {
 namespace {

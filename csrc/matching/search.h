@@ -1,0 +1,339 @@
+// Shortest augmenting paths from few rows to many columns: costs, memory, and the search itself. No torch headers.
+//
+// Jonker and Volgenant 1987, for problems in which most columns stay free: a column without a row has dual value 0, so
+// that all of them act as one virtual node. Per row only the smallest free column counts, of which a lower bound is
+// kept per block of columns; the search itself runs over the columns that have a row, at most as many as there are
+// rows.
+//
+// Costs are read in their own type, dual values and path lengths are float64. The dual value of a matched row is not
+// stored: it is its cost less the dual value of its column. Of equal path lengths a free column goes first, then the
+// column that was matched first; of equal free columns the lowest. All loops are bounded by rows and columns.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "common/macros.h"
+
+namespace raggedbev::matching {
+
+constexpr int kBlock = 64;  // columns per lower bound
+
+enum Status : int8_t { kSolved = 0, kInfeasible = 1, kInvalid = 2 };
+
+// ---- costs
+
+template <typename T>
+RAGGEDBEV_HOST_DEVICE inline T infinity() {
+#if defined(__CUDA_ARCH__)
+  return static_cast<T>(__longlong_as_double(0x7ff0000000000000ll));
+#else
+  return std::numeric_limits<T>::infinity();
+#endif
+}
+
+// Costs as they are; +inf forbids.
+template <typename T>
+struct Plain {
+  using Cost = T;
+  using Value = T;
+  RAGGEDBEV_HOST_DEVICE Value operator()(T cost) const { return cost; }
+};
+
+// Whatever is not finite costs more than all finite ones together.
+template <typename T>
+struct Clamped {
+  using Cost = T;
+  using Value = double;
+  double scale, sentinel;
+  RAGGEDBEV_HOST_DEVICE static bool is_finite(T cost) { return cost - cost == 0; }
+  RAGGEDBEV_HOST_DEVICE Value operator()(T cost) const {
+    return is_finite(cost) ? static_cast<double>(cost) * scale : sentinel;
+  }
+};
+
+// ---- memory of one problem
+
+template <typename Value>
+struct Candidate {
+  Value value;  // lower bound of the row's smallest free column, its value when that column is free
+  int32_t col;  // -1: none
+};
+
+// R rows at most, M columns at most.
+template <typename Value>
+struct Workspace {
+  double* length;          // [R] path length of the columns that are not settled, inf for those that are
+  double* settled;         // [R] path length of the columns that are
+  double* dual;            // [R] of the matched columns
+  double* barrier;         // [R] dual, -inf for settled columns
+  double* base;            // [R] of a visited row: path length less its dual value
+  int64_t* from;           // [R] row that a column was reached from
+  Candidate<Value>* free;  // [R]
+  Value* bound;            // [R, blocks] lower bounds of the free columns of each block
+  Value* taken;            // [M] 0 for a free column, inf for a matched one
+  Value* matched;          // [R, R] costs of the matched columns, gathered when a row is visited
+  int32_t* gathered;       // [R] how many of them
+  int32_t* column;         // [R] matched column k
+  int32_t* row;            // [R] its row
+  int32_t* place;          // [R] k of a row, -1 for none
+  int32_t* open;           // [R] rows without a column
+  int32_t* later;          // [R]
+  int32_t* visited;        // [R]
+  int32_t* done;           // [R] settled columns k
+  bool* invalid;           // [R] whether the row has a NaN or -inf
+
+  RAGGEDBEV_HOST_DEVICE static int64_t blocks(int64_t cols) { return (cols + kBlock - 1) / kBlock; }
+
+  // Bytes for at most `rows` and `cols`; sets the pointers when there is memory.
+  RAGGEDBEV_HOST_DEVICE int64_t lay_out(char* memory, int64_t rows, int64_t cols) {
+    int64_t used = 0;
+    const auto take = [&](auto*& pointer, int64_t count) {
+      using Element = std::remove_reference_t<decltype(*pointer)>;
+      pointer = memory == nullptr ? nullptr : reinterpret_cast<Element*>(memory + used);
+      used += (count * static_cast<int64_t>(sizeof(Element)) + 63) / 64 * 64;
+    };
+    take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows), take(base, rows);
+    take(from, rows), take(free, rows), take(bound, rows * blocks(cols)), take(taken, cols);
+    take(matched, rows * rows), take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
+    take(open, rows), take(later, rows), take(visited, rows), take(done, rows), take(invalid, rows);
+    return used;
+  }
+};
+
+// ---- the algorithm
+
+// One problem of `num_rows` <= `num_cols`. Ops are the loops over columns: lanes of a group (below) or SIMD
+// (assignment_cpu.cpp). Everything else is done alike by all lanes; writes outside the loops go through Ops::once.
+template <typename Access, typename Ops>
+class Search {
+ public:
+  using Cost = typename Access::Cost;
+  using Value = typename Access::Value;
+
+  // cost: [num_rows, num_cols]; memory: laid out for at least as many rows and columns.
+  RAGGEDBEV_HOST_DEVICE Search(const Ops& ops, const Access& access, const Cost* cost, int num_rows, int num_cols,
+                               const Workspace<Value>& memory)
+      : ops_(ops), access_(access), cost_(cost), num_rows_(num_rows), num_cols_(num_cols), w_(memory) {}
+
+  // First, for every row: the lower bounds, and whether a cost is NaN or -inf.
+  RAGGEDBEV_KERNEL void bound_row(int i) const {
+    const bool invalid = ops_.block_minima(access_, cost_row(i), num_cols_, w_.bound + bound_offset(i));
+    ops_.once([&] { w_.invalid[i] = invalid; });
+  }
+
+  // Then: rows without a column are left only when the costs forbid more (kInfeasible).
+  RAGGEDBEV_KERNEL Status solve() {
+    if (ops_.first(num_rows_, [&](int i) { return w_.invalid[i]; }) < num_rows_) return kInvalid;
+    num_matched_ = num_open_ = 0;
+    ops_.fill(w_.taken, num_cols_, Value{0});
+    for (int i = 0; i < num_rows_; ++i) take_smallest(i);
+    reduce_rows();
+    Status status = kSolved;
+    for (int r = 0; r < num_open_; ++r) {
+      if (!augment(w_.open[r])) status = kInfeasible;
+    }
+    return status;
+  }
+
+  // -1: none.
+  RAGGEDBEV_KERNEL int column_of(int row) const { return w_.place[row] < 0 ? -1 : w_.column[w_.place[row]]; }
+
+  RAGGEDBEV_KERNEL int num_matched() const { return num_matched_; }
+  RAGGEDBEV_KERNEL int matched_column(int k) const { return w_.column[k]; }
+  RAGGEDBEV_KERNEL double dual_of_matched_column(int k) const { return w_.dual[k]; }
+
+  RAGGEDBEV_KERNEL double dual_of_row(int row) const {
+    const int k = w_.place[row];
+    return k < 0 ? 0 : static_cast<double>(access_(cost_row(row)[w_.column[k]])) - w_.dual[k];
+  }
+
+ private:
+  RAGGEDBEV_KERNEL const Cost* cost_row(int i) const { return cost_ + static_cast<int64_t>(i) * num_cols_; }
+  RAGGEDBEV_KERNEL int num_blocks() const { return static_cast<int>(Workspace<Value>::blocks(num_cols_)); }
+  RAGGEDBEV_KERNEL int64_t bound_offset(int i) const { return static_cast<int64_t>(i) * num_blocks(); }
+  RAGGEDBEV_KERNEL bool is_taken(int col) const { return w_.taken[col] != 0; }
+
+  // A row whose smallest column is free takes it: no dual value can make another one better.
+  RAGGEDBEV_KERNEL void take_smallest(int i) {
+    const Value* bound = w_.bound + bound_offset(i);
+    const Value smallest = bound[ops_.first_smallest(bound, num_blocks())];
+    const Candidate<Value> best = smallest_free(i);
+    const bool open = best.col < 0 || best.value > smallest;
+    ops_.once([&] {
+      w_.free[i] = best;
+      w_.place[i] = -1;
+      w_.gathered[i] = 0;
+      if (open) w_.open[num_open_] = i;
+    });
+    if (open) {
+      ++num_open_;
+    } else {
+      match_free_column(i, best.col);
+    }
+  }
+
+  RAGGEDBEV_KERNEL void match_free_column(int i, int col) {
+    const int k = num_matched_++;
+    ops_.once([&] {
+      w_.taken[col] = infinity<Value>();
+      w_.column[k] = col;
+      w_.row[k] = i;
+      w_.dual[k] = 0;
+      w_.place[i] = k;
+    });
+  }
+
+  // The smallest column of the block with the lowest bound, if that bound is true; else the bound is raised.
+  RAGGEDBEV_KERNEL Candidate<Value> smallest_free(int i) {
+    Value* bound = w_.bound + bound_offset(i);
+    for (;;) {
+      const int block = ops_.first_smallest(bound, num_blocks());
+      const Value value = bound[block];
+      if (!(value < infinity<Value>())) return {infinity<Value>(), -1};
+      const int first = block * kBlock;
+      const int count = num_cols_ - first < kBlock ? num_cols_ - first : kBlock;
+      const Cost* cost = cost_row(i) + first;
+      const int at = ops_.first_free_equal(access_, cost, w_.taken + first, count, value);
+      if (at < count) return {value, first + at};
+      const Value higher = ops_.free_minimum(access_, cost, w_.taken + first, count);
+      ops_.once([&] { bound[block] = higher; });
+    }
+  }
+
+  // Makes the row's candidate a free column.
+  RAGGEDBEV_KERNEL Candidate<Value> free_candidate(int i) {
+    if (w_.free[i].col >= 0 && is_taken(w_.free[i].col)) {
+      const Candidate<Value> next = smallest_free(i);
+      ops_.once([&] { w_.free[i] = next; });
+    }
+    return w_.free[i];
+  }
+
+  // Costs of the matched columns in row i.
+  RAGGEDBEV_KERNEL const Value* matched_costs(int i) {
+    Value* costs = w_.matched + static_cast<int64_t>(i) * num_rows_;
+    const int known = w_.gathered[i];
+    if (known < num_matched_) {
+      ops_.gather(access_, cost_row(i), w_.column, costs, known, num_matched_);
+      ops_.once([&] { w_.gathered[i] = num_matched_; });
+    }
+    return costs;
+  }
+
+  // Augmenting row reduction: an open row takes its best column and lowers that column's dual value by what the second
+  // best costs more; the row that had it is open in its place. Rows that would gain nothing are left to `augment`.
+  RAGGEDBEV_KERNEL void reduce_rows() {
+    for (int pass = 0; pass < 2 && num_open_ > 0; ++pass) {
+      int budget = num_rows_, num_later = 0;
+      for (int r = 0; r < num_open_; ++r) {
+        int i = w_.open[r];
+        bool goes_on = true;
+        while (goes_on && i >= 0 && budget-- > 0) goes_on = reduce_row(i);
+        if (i < 0) continue;
+        ops_.once([&] { w_.later[num_later] = i; });
+        ++num_later;
+      }
+      int32_t* const open = w_.open;
+      w_.open = w_.later;
+      w_.later = open;
+      num_open_ = num_later;
+    }
+  }
+
+  // Sets i to the row that is open now, -1 for none; false: nothing was gained.
+  RAGGEDBEV_KERNEL bool reduce_row(int& i) {
+    const double best = ops_.reduced_costs(matched_costs(i), w_.dual, w_.length, num_matched_);
+    const Candidate<Value> free = free_candidate(i);
+    if (free.col >= 0 && free.value <= best) {
+      match_free_column(i, free.col);
+      i = -1;
+      return true;
+    }
+    const int k = ops_.first_equal(w_.length, num_matched_, best);
+    if (k >= num_matched_) return false;
+    const double other = ops_.minimum_without(w_.length, num_matched_, k);
+    const double second = other < free.value ? other : static_cast<double>(free.value);
+    if (!(second > best) || !(second < infinity<double>())) return false;
+    const int before = w_.row[k];
+    ops_.once([&] {
+      w_.dual[k] -= second - best;
+      w_.row[k] = i;
+      w_.place[i] = k;
+      w_.place[before] = -1;
+    });
+    i = before;
+    return true;
+  }
+
+  // Shortest augmenting path from an open row; false: it reaches no free column.
+  RAGGEDBEV_KERNEL bool augment(int source) {
+    const int count = num_matched_;
+    ops_.start_search(w_.length, w_.barrier, w_.dual, count);
+    double base = 0, best_free = infinity<double>(), nearest;
+    int num_visited = 0, num_done = 0, last = -1;
+    for (int i = source;;) {
+      nearest = ops_.relax(matched_costs(i), w_.barrier, base, w_.length, w_.from, i, count);
+      ops_.once([&] {
+        w_.base[num_visited] = base;
+        w_.visited[num_visited] = i;
+      });
+      ++num_visited;
+      const double free = base + w_.free[i].value;
+      if (free < best_free) best_free = free, last = num_visited - 1;
+      while (last >= 0 && best_free <= nearest && is_taken(w_.free[w_.visited[last]].col)) {
+        free_candidate(w_.visited[last]);
+        best_free = infinity<double>(), last = -1;
+        for (int v = 0; v < num_visited; ++v) {
+          const double value = w_.base[v] + w_.free[w_.visited[v]].value;
+          if (value < best_free) best_free = value, last = v;
+        }
+      }
+      if (last >= 0 && best_free <= nearest) break;
+      if (!(nearest < infinity<double>())) return false;
+      const int k = ops_.first_equal(w_.length, count, nearest);
+      i = w_.row[k];
+      base = nearest - (static_cast<double>(access_(cost_row(i)[w_.column[k]])) - w_.dual[k]);
+      ops_.once([&] {
+        w_.settled[k] = nearest;
+        w_.length[k] = infinity<double>();
+        w_.barrier[k] = -infinity<double>();
+        w_.done[num_done] = k;
+      });
+      ++num_done;
+    }
+    ops_.once([&] {
+      for (int d = 0; d < num_done; ++d) w_.dual[w_.done[d]] += w_.settled[w_.done[d]] - best_free;
+      flip_path(source, w_.visited[last]);
+    });
+    ++num_matched_;
+    return true;
+  }
+
+  // The candidate of `row` becomes a matched column, and every row on the path back to `source` moves on by one.
+  RAGGEDBEV_KERNEL void flip_path(int source, int row) {
+    const int col = w_.free[row].col;
+    int k = num_matched_;
+    w_.taken[col] = infinity<Value>();
+    w_.column[k] = col;
+    w_.dual[k] = 0;
+    for (;;) {
+      const int before = w_.place[row];
+      w_.place[row] = k;
+      w_.row[k] = row;
+      if (row == source) return;
+      k = before;
+      row = static_cast<int>(w_.from[k]);
+    }
+  }
+
+  Ops ops_;
+  Access access_;
+  const Cost* cost_;
+  int num_rows_, num_cols_;
+  Workspace<Value> w_;
+  int num_matched_ = 0, num_open_ = 0;
+};
+
+}  // namespace raggedbev::matching
