@@ -82,6 +82,7 @@ def extension_arguments() -> dict[str, object]:
     # The OpenMP run time is the one that torch has loaded, hence a compiler flag and nothing to link.
     openmp = ["-fopenmp"] if "parallel backend: OpenMP" in torch.__config__.parallel_info() else []
     own_flags = "CFLAGS" in os.environ or "CXXFLAGS" in os.environ  # a debug or sanitizer build, say
+    cxx_flags = ["-Wall", "-fopenmp-simd", *openmp, *([] if own_flags else ["-O3", "-g0"])]
     cuda = with_cuda()
     extension = (CUDAExtension if cuda else CppExtension)(
         name="raggedbev._C",
@@ -89,7 +90,7 @@ def extension_arguments() -> dict[str, object]:
         depends=sources(".h") + sources(".cuh"),
         include_dirs=[str(ROOT / "csrc")],
         define_macros=[("RAGGEDBEV_WITH_CUDA", None)] if cuda else [],
-        extra_compile_args={"cxx": ["-Wall", "-fopenmp-simd", *openmp, *([] if own_flags else ["-O3", "-g0"])], "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": cxx_flags, "nvcc": ["-O3"]},
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildExtension}}
 
