@@ -29,6 +29,13 @@ TORCH_LIBRARY(raggedbev, m) {
   m.def("ragged_expand(Tensor values, Tensor sizes, SymInt num) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("ragged_pack_(Tensor(a!) out, Tensor[] samples) -> ()", {at::Tag::pt2_compliant_tag});
 
+  // Logits [problems, P, C], labels [M, G]: see plugin/raggedbev/matching/fused.py.
+  m.def(
+      "match_cost(Tensor cls_logits, Tensor labels, Tensor num_gt, Tensor[] preds, Tensor[] gt, Tensor?[] factors, "
+      "float[] weights, Tensor? boxes, Tensor? gt_boxes, Tensor? sizes, bool softmax, float class_weight, float alpha, "
+      "float gamma, float eps, float overlap_weight, bool giou, bool finite) -> (Tensor cost, Tensor minima)",
+      {at::Tag::pt2_compliant_tag});
+
   // Cost [problems, G, P], num_gt [problems]: see plugin/raggedbev/matching/assignment.py.
   m.def(
       "linear_assignment(Tensor cost, Tensor num_gt, bool last_resort, bool duals) "

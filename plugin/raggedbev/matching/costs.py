@@ -10,12 +10,14 @@ Match costs carry no gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "ClassCost",
     "bbox_l1_cost",
     "box3d_l1_cost",
     "center_l1_cost",
@@ -219,3 +221,32 @@ def iou_cost(
         enclosed.clamp_(min=eps)
         result -= (enclosed - union).div_(enclosed)
     return result.mul_(-weight)
+
+
+@dataclass(frozen=True)
+class ClassCost:
+    """Which classification cost is used.
+
+    Attributes:
+        weight: factor of the cost.
+        kind: 'focal' (sigmoid) or 'softmax'.
+        alpha: weight of positives, focal only.
+        gamma: focusing exponent, focal only.
+        eps: added inside logarithms, focal only.
+    """
+
+    weight: float = 2.0
+    kind: str = "focal"
+    alpha: float = 0.25
+    gamma: float = 2.0
+    eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("focal", "softmax"):
+            raise ValueError(f"kind of classification cost must be 'focal' or 'softmax', got {self.kind!r}")
+
+    def __call__(self, cls_logits: Tensor, labels: Tensor) -> Tensor:
+        """[..., P, C], [..., G] -> [..., G, P]."""
+        if self.kind == "softmax":
+            return classification_cost(cls_logits, labels, weight=self.weight)
+        return focal_loss_cost(cls_logits, labels, weight=self.weight, alpha=self.alpha, gamma=self.gamma, eps=self.eps)

@@ -18,41 +18,12 @@ from torch import Tensor
 
 from raggedbev.matching import costs
 from raggedbev.matching.assignment import LinearAssignment, check_solver, linear_assignment
+from raggedbev.matching.costs import ClassCost
+from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.profiling.stages import stage
 from raggedbev.ragged.batch import RaggedBatch
 
-__all__ = ["ClassCost", "HungarianMatcher2D", "HungarianMatcher3D"]
-
-
-@dataclass(frozen=True)
-class ClassCost:
-    """Which classification cost is used.
-
-    Attributes:
-        weight: factor of the cost.
-        kind: 'focal' (sigmoid) or 'softmax'.
-        alpha: weight of positives, focal only.
-        gamma: focusing exponent, focal only.
-        eps: added inside logarithms, focal only.
-    """
-
-    weight: float = 2.0
-    kind: str = "focal"
-    alpha: float = 0.25
-    gamma: float = 2.0
-    eps: float = 1e-12
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("focal", "softmax"):
-            raise ValueError(f"kind of classification cost must be 'focal' or 'softmax', got {self.kind!r}")
-
-    def __call__(self, cls_logits: Tensor, labels: Tensor) -> Tensor:
-        """[..., P, C], [..., G] -> [..., G, P]."""
-        if self.kind == "softmax":
-            return costs.classification_cost(cls_logits, labels, weight=self.weight)
-        return costs.focal_loss_cost(
-            cls_logits, labels, weight=self.weight, alpha=self.alpha, gamma=self.gamma, eps=self.eps
-        )
+__all__ = ["HungarianMatcher2D", "HungarianMatcher3D"]
 
 
 class _Matcher:
@@ -61,13 +32,21 @@ class _Matcher:
     solver: str
 
     @abstractmethod
+    def match_cost(self, *args: Any, **kwargs: Any) -> MatchCost:
+        """Match costs [..., G, P], finite, with their minima."""
+
     def cost(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Match costs [..., G, P], finite."""
+        """Match costs [..., G, P], finite; arguments as in `match_cost`."""
+        return self.match_cost(*args, **kwargs).cost
 
     @torch.no_grad()
     def match(self, *args: Any, **kwargs: Any) -> Tensor:
         """Object of each prediction of one sample [P] int64, -1 for background; arguments as in `cost`."""
         return linear_assignment(self.cost(*args, **kwargs), solver=self.solver).gt_of_pred
+
+    def _solve(self, cost: MatchCost, num_gt: Tensor) -> LinearAssignment:
+        with stage("matching"):
+            return linear_assignment(cost.cost, num_gt, solver=self.solver)
 
 
 @dataclass(frozen=True)
@@ -88,7 +67,7 @@ class HungarianMatcher3D(_Matcher):
         check_solver(self.solver)
 
     @torch.no_grad()
-    def cost(
+    def match_cost(
         self,
         cls_logits: Tensor,
         box_preds: Tensor,
@@ -96,7 +75,8 @@ class HungarianMatcher3D(_Matcher):
         gt_labels: Tensor,
         code_weights: Sequence[float] | Tensor | None = None,
         with_velo: bool = False,
-    ) -> Tensor:
+        num_gt: Tensor | None = None,
+    ) -> MatchCost:
         """Match costs.
 
         Args:
@@ -106,16 +86,20 @@ class HungarianMatcher3D(_Matcher):
             gt_labels: [..., G] int64.
             code_weights: [10] factor of each box coordinate.
             with_velo: whether velocity counts.
+            num_gt: [...] objects per sample; none: G.
 
         Returns:
             [..., G, P], finite.
         """
         targets = costs.normalize_box3d(gt_boxes.to(box_preds.dtype))
-        num_dims = None if with_velo else 8
-        reg = costs.box3d_l1_cost(
-            box_preds, targets, weight=self.reg_weight, code_weights=code_weights, num_dims=num_dims
-        )
-        return costs.replace_nonfinite_(reg.add_(self.cls_cost(cls_logits, gt_labels)))
+        factors = None if code_weights is None else costs.row_tensor(code_weights, box_preds)
+        if factors is not None and factors.shape != box_preds.shape[-1:]:
+            raise ValueError(f"code_weights must have {box_preds.shape[-1]} entries, got {tuple(factors.shape)}")
+        if not with_velo:
+            box_preds, targets = box_preds[..., :8], targets[..., :8]
+            factors = None if factors is None else factors[:8]
+        l1 = L1Term(box_preds, targets, self.reg_weight, factors)
+        return match_cost(cls_logits, gt_labels, self.cls_cost, l1=[l1], num_gt=num_gt)
 
     @torch.no_grad()
     def assign_batch(
@@ -138,9 +122,16 @@ class HungarianMatcher3D(_Matcher):
             with_velo: whether velocity counts.
         """
         with stage("cost"):
-            cost = self.cost(cls_logits, box_preds, gt_boxes.tensor, gt_labels.tensor, code_weights, with_velo)
-        with stage("matching"):
-            return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
+            cost = self.match_cost(
+                cls_logits,
+                box_preds,
+                gt_boxes.tensor,
+                gt_labels.tensor,
+                code_weights,
+                with_velo,
+                gt_boxes.sample_sizes,
+            )
+        return self._solve(cost, gt_boxes.sample_sizes)
 
 
 @dataclass(frozen=True)
@@ -173,7 +164,7 @@ class HungarianMatcher2D(_Matcher):
             raise ValueError(f"iou_mode must be 'iou' or 'giou', got {self.iou_mode!r}")
 
     @torch.no_grad()
-    def cost(
+    def match_cost(
         self,
         cls_logits: Tensor,
         box_preds: Tensor,
@@ -182,7 +173,8 @@ class HungarianMatcher2D(_Matcher):
         gt_labels: Tensor,
         gt_centers: Tensor,
         pad_shape: tuple[int, int],
-    ) -> Tensor:
+        num_gt: Tensor | None = None,
+    ) -> MatchCost:
         """Match costs.
 
         Args:
@@ -193,19 +185,21 @@ class HungarianMatcher2D(_Matcher):
             gt_labels: [..., G] int64.
             gt_centers: [..., G, 2] pixels.
             pad_shape: height and width of the padded image in pixels.
+            num_gt: [...] objects per image; none: G.
 
         Returns:
             [..., G, P], finite.
         """
         size = costs.row_tensor((pad_shape[1], pad_shape[0]), box_preds)
-        size4 = torch.cat([size, size])
         gt_boxes, gt_centers = gt_boxes.to(box_preds.dtype), gt_centers.to(box_preds.dtype)
-        total = costs.bbox_l1_cost(box_preds, gt_boxes / size4, weight=self.reg_weight, box_format=self.box_format)
-        total += self.cls_cost(cls_logits, gt_labels)
-        pixels = costs.cxcywh_to_xyxy(box_preds) * size4
-        total += costs.iou_cost(pixels, gt_boxes, weight=self.iou_weight, iou_mode=self.iou_mode)
-        total += costs.center_l1_cost(center_preds, gt_centers / size, weight=self.center_weight)
-        return costs.replace_nonfinite_(total)
+        in_image = gt_boxes / torch.cat([size, size])
+        if self.box_format == "xywh":
+            boxes = L1Term(box_preds, costs.xyxy_to_cxcywh(in_image), self.reg_weight)
+        else:
+            boxes = L1Term(costs.cxcywh_to_xyxy(box_preds), in_image, self.reg_weight)
+        centers = L1Term(center_preds, gt_centers / size, self.center_weight)
+        overlap = OverlapTerm(box_preds, gt_boxes, size, self.iou_weight, self.iou_mode)
+        return match_cost(cls_logits, gt_labels, self.cls_cost, l1=[boxes, centers], overlap=overlap, num_gt=num_gt)
 
     @torch.no_grad()
     def assign_batch(
@@ -221,6 +215,5 @@ class HungarianMatcher2D(_Matcher):
         """Assignment of every image: predictions [..., I, P, .], ground truth [I, G, .]; arguments as in `cost`."""
         ground_truth = (gt_boxes.tensor, gt_labels.tensor, gt_centers.tensor)
         with stage("cost"):
-            cost = self.cost(cls_logits, box_preds, center_preds, *ground_truth, pad_shape)
-        with stage("matching"):
-            return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
+            cost = self.match_cost(cls_logits, box_preds, center_preds, *ground_truth, pad_shape, gt_boxes.sample_sizes)
+        return self._solve(cost, gt_boxes.sample_sizes)

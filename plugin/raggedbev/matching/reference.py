@@ -15,8 +15,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from raggedbev.matching.costs import cxcywh_to_xyxy, normalize_box3d, row_tensor, xyxy_to_cxcywh
-from raggedbev.matching.hungarian import ClassCost, HungarianMatcher2D, HungarianMatcher3D
+from raggedbev.matching.costs import ClassCost, cxcywh_to_xyxy, normalize_box3d, row_tensor, xyxy_to_cxcywh
+from raggedbev.matching.hungarian import HungarianMatcher2D, HungarianMatcher3D
 from raggedbev.profiling.stages import stage
 
 __all__ = ["ARMS", "PerSampleMatcher2D", "PerSampleMatcher3D"]

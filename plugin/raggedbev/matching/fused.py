@@ -1,0 +1,229 @@
+"""All terms of a match cost in one pass over the pairs: predictions and padded ground truth in, costs [..., G, P] out.
+
+The operator computes what the functions of `costs` compute term by term; their sum is its meaning, and what runs where
+nothing is compiled. Beside the costs it returns the minima that the solver starts from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raggedbev._extension import load_operator
+from raggedbev.matching import costs
+from raggedbev.matching.costs import ClassCost
+
+__all__ = ["COLUMNS_PER_MINIMUM", "L1Term", "MatchCost", "OverlapTerm", "match_cost"]
+
+COLUMNS_PER_MINIMUM = 64
+"""Predictions of one entry of `MatchCost.minima`."""
+
+
+@dataclass(frozen=True, eq=False)
+class L1Term:
+    """Weighted L1 distance: weight * sum over d of |factor_d pred_d - factor_d target_d|.
+
+    Attributes:
+        preds: [..., P, D].
+        targets: [..., G, D].
+        weight: factor of the distance.
+        factors: [D], none: 1.
+    """
+
+    preds: Tensor
+    targets: Tensor
+    weight: float = 1.0
+    factors: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class OverlapTerm:
+    """Negative overlap of 2D boxes, times `weight`.
+
+    Attributes:
+        preds: [..., P, 4] centre and size in units of the image.
+        targets: [..., G, 4] corners in pixels.
+        image_sizes: [..., 2] width and height of the image in pixels.
+        weight: factor of the overlap.
+        iou_mode: 'giou' or 'iou'.
+    """
+
+    preds: Tensor
+    targets: Tensor
+    image_sizes: Tensor
+    weight: float = 1.0
+    iou_mode: str = "giou"
+
+
+@dataclass(frozen=True, eq=False)
+class MatchCost:
+    """Result of `match_cost`.
+
+    Attributes:
+        cost: [..., G, P] float32 or float64, zero in rows of filler.
+        minima: [..., G, ceil(P / 64)] smallest cost of every 64 predictions, NaN where a NaN or -inf is among them.
+    """
+
+    cost: Tensor
+    minima: Tensor
+
+
+def match_cost(
+    cls_logits: Tensor,
+    labels: Tensor,
+    class_cost: ClassCost,
+    *,
+    l1: Sequence[L1Term] = (),
+    overlap: OverlapTerm | None = None,
+    num_gt: Tensor | None = None,
+    replace_nonfinite: bool = True,
+) -> MatchCost:
+    """Cost of every object with every prediction.
+
+    Leading dimensions of ground truth broadcast to those of the predictions: objects [B, G, ...] serve all decoder
+    layers [L, B, P, ...]. Half types are computed in float32. There is no gradient.
+
+    Args:
+        cls_logits: [..., P, C] logits.
+        labels: [..., G] integer; a label outside [0, C) has class cost 0, whatever the logits.
+        class_cost: the classification cost.
+        l1: at most four distances, which are added.
+        overlap: an overlap, which is subtracted.
+        num_gt: [...] integer, objects per sample; rows beyond are filler. None: G.
+        replace_nonfinite: NaN and +inf become 100 and -inf becomes -100, as StreamPETR's matching has it.
+
+    Returns:
+        Costs and their minima.
+
+    Raises:
+        ValueError: shapes or devices do not fit.
+    """
+    dtype = _common_type([cls_logits, *(term.preds for term in l1)])
+    lead = cls_logits.shape[:-2]
+    gt_lead = labels.shape[:-1]
+    if gt_lead != lead[len(lead) - len(gt_lead) :]:  # not simply shared: one copy for each problem
+        lead = gt_lead = torch.broadcast_shapes(lead, gt_lead)
+
+    def fold(name: str, tensor: Tensor, into: torch.Size, own_dims: int) -> Tensor:
+        """Leading dimensions as one."""
+        if tensor.device != cls_logits.device:
+            raise ValueError(f"{name} must be on {cls_logits.device}, got {tensor.device}")
+        own = tensor.shape[tensor.dim() - own_dims :]
+        try:
+            expanded = tensor.detach().expand((*into, *own))
+        except RuntimeError:
+            raise ValueError(
+                f"{name} must have the leading dimensions {tuple(into)}, got shape {tuple(tensor.shape)}"
+            ) from None
+        return expanded.reshape(math.prod(into), *own)
+
+    def preds(name: str, tensor: Tensor) -> Tensor:
+        return fold(name, tensor.to(dtype), lead, 2)
+
+    def targets(name: str, tensor: Tensor, own_dims: int = 2) -> Tensor:
+        return fold(name, tensor.to(dtype), gt_lead, own_dims)
+
+    if num_gt is None:
+        num_gt = labels.new_full(gt_lead, labels.shape[-1])
+    boxes = gt_boxes = sizes = None
+    if overlap is not None:
+        if overlap.iou_mode not in ("iou", "giou"):
+            raise ValueError(f"iou_mode must be 'iou' or 'giou', got {overlap.iou_mode!r}")
+        boxes, gt_boxes = preds("overlap.preds", overlap.preds), targets("overlap.targets", overlap.targets)
+        sizes = targets("overlap.image_sizes", overlap.image_sizes, 1)
+    cost, minima = _match_cost(
+        preds("cls_logits", cls_logits),
+        fold("labels", labels, gt_lead, 1),
+        fold("num_gt", num_gt, gt_lead, 0),
+        [preds(f"l1[{i}].preds", term.preds) for i, term in enumerate(l1)],
+        [targets(f"l1[{i}].targets", term.targets) for i, term in enumerate(l1)],
+        [None if term.factors is None else term.factors.to(dtype) for term in l1],
+        [float(term.weight) for term in l1],
+        boxes,
+        gt_boxes,
+        sizes,
+        class_cost.kind == "softmax",
+        float(class_cost.weight),
+        float(class_cost.alpha),
+        float(class_cost.gamma),
+        float(class_cost.eps),
+        0.0 if overlap is None else float(overlap.weight),
+        overlap is not None and overlap.iou_mode == "giou",
+        replace_nonfinite,
+    )
+    return MatchCost(cost.reshape(*lead, *cost.shape[1:]), minima.reshape(*lead, *minima.shape[1:]))
+
+
+def _common_type(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 if any tensor has it, else float32."""
+    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
+
+
+def block_minima(cost: Tensor) -> Tensor:
+    """Smallest cost of every 64 predictions, NaN where a NaN or -inf is among them: [..., P] -> [..., blocks]."""
+    missing = -cost.shape[-1] % COLUMNS_PER_MINIMUM
+    blocks = F.pad(cost, (0, missing), value=math.inf).unflatten(-1, (-1, COLUMNS_PER_MINIMUM))
+    lowest = blocks.amin(-1) if blocks.shape[-2] else blocks.new_empty(blocks.shape[:-1])
+    return torch.where(lowest == -math.inf, math.nan, lowest)
+
+
+def _match_cost_with_torch(
+    cls_logits: Tensor,
+    labels: Tensor,
+    num_gt: Tensor,
+    preds: list[Tensor],
+    gt: list[Tensor],
+    factors: list[Tensor | None],
+    weights: list[float],
+    boxes: Tensor | None,
+    gt_boxes: Tensor | None,
+    sizes: Tensor | None,
+    softmax: bool,
+    class_weight: float,
+    alpha: float,
+    gamma: float,
+    eps: float,
+    overlap_weight: float,
+    giou: bool,
+    finite: bool,
+) -> tuple[Tensor, Tensor]:
+    """The sum of the terms, one after another."""
+    problems, num_preds, samples = len(cls_logits), cls_logits.shape[1], len(labels)
+    layers = problems // samples if samples else 0
+
+    def by_layer(tensor: Tensor) -> Tensor:
+        return tensor.reshape(layers, samples, *tensor.shape[1:])
+
+    logits = by_layer(cls_logits)
+    if softmax:
+        total = costs.classification_cost(logits, labels, weight=class_weight)
+    else:
+        total = costs.focal_loss_cost(logits, labels, weight=class_weight, alpha=alpha, gamma=gamma, eps=eps)
+    for own, target, factor, weight in zip(preds, gt, factors, weights, strict=True):
+        total += costs.box3d_l1_cost(by_layer(own), target, weight=weight, code_weights=factor)
+    if boxes is not None and gt_boxes is not None and sizes is not None:
+        pixels = costs.cxcywh_to_xyxy(by_layer(boxes)) * torch.cat([sizes, sizes], dim=-1).unsqueeze(1)
+        total += costs.iou_cost(pixels, gt_boxes, weight=overlap_weight, iou_mode="giou" if giou else "iou")
+    if finite:
+        costs.replace_nonfinite_(total)
+    rows = torch.arange(labels.shape[1], device=labels.device)
+    total = torch.where((rows < num_gt.unsqueeze(1)).unsqueeze(-1), total, 0.0)
+    total = total.reshape(problems, labels.shape[1], num_preds)
+    return total, block_minima(total)
+
+
+def _match_cost_fake(cls_logits: Tensor, labels: Tensor, *_args: object) -> tuple[Tensor, Tensor]:
+    problems, num_preds = cls_logits.shape[:2]
+    blocks = (num_preds + COLUMNS_PER_MINIMUM - 1) // COLUMNS_PER_MINIMUM
+    return (
+        cls_logits.new_empty((problems, labels.shape[1], num_preds)),
+        cls_logits.new_empty((problems, labels.shape[1], blocks)),
+    )
+
+
+_match_cost = load_operator("match_cost", fallback=_match_cost_with_torch, fake=_match_cost_fake)
