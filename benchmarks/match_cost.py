@@ -138,10 +138,11 @@ def main() -> None:
             peaks = {name: peak_memory(call, args.device) for name, call in arms.items()}
             times = time_case(arms, args.repeats, args.device)
             report["rows"].append({"kind": kind, "shape": shape, "ms": times, "peak": peaks})
+            ratio = times["composed"] / times["fused"]
+            memory = f"peak memory {peaks['fused']:.2f} and {peaks['composed']:.2f} of the result"
             print(
                 f"{kind} {args.problems} x {shape:8} fused {times['fused']:8.3f} ms, "
-                f"composed {times['composed']:8.3f} ms ({times['composed'] / times['fused']:5.1f}x); peak memory {peaks['fused']:.2f} and "
-                f"{peaks['composed']:.2f} of the result",
+                f"composed {times['composed']:8.3f} ms ({ratio:5.1f}x); {memory}",
                 flush=True,
             )
     if args.json:
