@@ -80,6 +80,7 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
     const int64_t dims = preds[i].size(2);
     check_like("preds" + number, preds[i], {problems, num_preds, dims}, logits);
     check_like("gt" + number, gt[i], {samples, rows, dims}, logits);
+    TORCH_CHECK_VALUE(weights[i] >= 0, "weights" + number + " must not be negative, got ", weights[i]);
     L1Term& term = p.l1[i];
     term.preds = keep(with_rows(preds[i]));
     term.problem_stride = kept.back().stride(0), term.pred_stride = kept.back().stride(1);

@@ -16,7 +16,7 @@ namespace raggedbev::matching {
 
 constexpr int kMaxL1Terms = 4;
 
-// weight * sum_d |factor_d pred_d - factor_d gt_d|
+// weight * sum_d |factor_d pred_d - factor_d gt_d|, weight >= 0
 struct L1Term {
   const void* preds;                    // [problems, P, D], coordinates adjacent
   const void* gt;                       // [M, G, D], contiguous

@@ -3,6 +3,8 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <cmath>
+#include <utility>
 #include <vector>
 
 #include "common/host_twin.h"
@@ -12,46 +14,78 @@
 namespace raggedbev::matching {
 namespace {
 
-constexpr int kStrip = 256;   // predictions, a multiple of kBlock
+constexpr int kStrip = 512;   // predictions, a multiple of kBlock
 constexpr int kTogether = 8;  // coordinates per pass
 
-// out[j] (+)= weight * sum_k |coordinate_k[j] - target_k|, coordinates kStrip apart.
-template <int Count, typename T>
-RAGGEDBEV_INLINE void add_distances_of(const T* __restrict coords, const T* target, T weight, bool add,
-                                       T* __restrict out, int count) {
-  T own[Count];
-  for (int k = 0; k < Count; ++k) own[k] = target[k];
+// Coordinates are kStrip apart, and weighted.
+template <typename T, size_t... K>
+RAGGEDBEV_INLINE T distance_of(const T* coords, const T* target, int j, std::index_sequence<K...>) {
+  return (T{0} + ... + std::abs(coords[K * kStrip + j] - target[K]));
+}
+
+// out = sums + distance
+template <typename T>
+RAGGEDBEV_INLINE void add_distances_of(const T* coords, const T* target, const T* sums, T* out, int count) {
 #pragma omp simd
   for (int j = 0; j < count; ++j) {
-    T sum = 0;
-    for (int k = 0; k < Count; ++k) {
-      const T difference = coords[k * kStrip + j] - own[k];
-      sum += difference < 0 ? -difference : difference;
-    }
-    out[j] = (add ? out[j] : T{0}) + weight * sum;
+    out[j] = sums[j] + distance_of(coords, target, j, std::make_index_sequence<kTogether>());
   }
 }
 
-template <typename T>
-RAGGEDBEV_INLINE void add_distances_by(const T* coords, const T* target, int dims, T weight, bool add, T* out,
-                                       int count) {
+// cost = sums + classes + distance, of at most kBlock columns; the smallest, NaN if a NaN or -inf is among them.
+template <bool Finite, typename T, typename Coordinates>
+RAGGEDBEV_INLINE T finish_block(const T* coords, const T* target, const T* sums, const T* classes, T* __restrict cost,
+                                int count, Coordinates all) {
+  T lowest = infinity<T>();
+  int invalid = 0;
+#pragma omp simd reduction(min : lowest) reduction(| : invalid)
+  for (int j = 0; j < count; ++j) {
+    const T sum = sums[j] + classes[j] + distance_of(coords, target, j, all);
+    const T value = Finite ? replaced(sum) : sum;
+    cost[j] = value;
+    lowest = value < lowest ? value : lowest;
+    if (!Finite) invalid |= !(value > -infinity<T>());
+  }
+  return invalid ? std::numeric_limits<T>::quiet_NaN() : lowest;
+}
+
+template <bool Finite, typename T, typename Coordinates>
+RAGGEDBEV_INLINE void finish_of(const T* coords, const T* target, const T* sums, const T* classes, T* cost, T* minima,
+                                int count, Coordinates all) {
+  int first = 0;
+  for (; first + kBlock <= count; first += kBlock) {  // a count that the compiler knows
+    *minima++ = finish_block<Finite>(coords + first, target, sums + first, classes + first, cost + first, kBlock, all);
+  }
+  if (first == count) return;
+  *minima =
+      finish_block<Finite>(coords + first, target, sums + first, classes + first, cost + first, count - first, all);
+}
+
+template <bool Finite, typename T>
+RAGGEDBEV_INLINE void finish_by(const T* coords, const T* target, int dims, const T* sums, const T* classes, T* cost,
+                                T* minima, int count) {
+  const auto of = [&](auto all) __attribute__((always_inline)) {
+    finish_of<Finite>(coords, target, sums, classes, cost, minima, count, all);
+  };
   switch (dims) {
+    case 0:
+      return of(std::make_index_sequence<0>());
     case 1:
-      return add_distances_of<1>(coords, target, weight, add, out, count);
+      return of(std::make_index_sequence<1>());
     case 2:
-      return add_distances_of<2>(coords, target, weight, add, out, count);
+      return of(std::make_index_sequence<2>());
     case 3:
-      return add_distances_of<3>(coords, target, weight, add, out, count);
+      return of(std::make_index_sequence<3>());
     case 4:
-      return add_distances_of<4>(coords, target, weight, add, out, count);
+      return of(std::make_index_sequence<4>());
     case 5:
-      return add_distances_of<5>(coords, target, weight, add, out, count);
+      return of(std::make_index_sequence<5>());
     case 6:
-      return add_distances_of<6>(coords, target, weight, add, out, count);
+      return of(std::make_index_sequence<6>());
     case 7:
-      return add_distances_of<7>(coords, target, weight, add, out, count);
+      return of(std::make_index_sequence<7>());
     default:
-      return add_distances_of<8>(coords, target, weight, add, out, count);
+      return of(std::make_index_sequence<kTogether>());
   }
 }
 
@@ -82,60 +116,41 @@ RAGGEDBEV_INLINE void probabilities_of(T* values, const T* highest, const T* sum
 
 // corners: x0, y0, x1, y1, kStrip apart.
 template <bool Giou, typename T>
-RAGGEDBEV_INLINE void subtract_overlaps_of(const T* corners, const Corners<T>& target, T weight, T* __restrict out,
-                                           int count) {
+RAGGEDBEV_INLINE void overlap_costs_of(const T* corners, const Corners<T>& target, T weight, T* __restrict out,
+                                       int count) {
 #pragma omp simd
   for (int j = 0; j < count; ++j) {
     const Corners<T> own{corners[j], corners[kStrip + j], corners[2 * kStrip + j], corners[3 * kStrip + j]};
-    out[j] -= weight * overlap_of<Giou>(own, target);
-  }
-}
-
-// Writes sum + classes and the smallest of each block; true: NaN or -inf among them.
-template <bool Finite, typename T>
-RAGGEDBEV_INLINE void finish_of(const T* sums, const T* classes, T* __restrict out, T* minima, int count) {
-  for (int first = 0; first < count; first += kBlock) {
-    const int end = count - first < kBlock ? count : first + kBlock;
-    T lowest = infinity<T>();
-    int found = 0;
-#pragma omp simd reduction(min : lowest) reduction(| : found)
-    for (int j = first; j < end; ++j) {
-      const T sum = sums[j] + classes[j];
-      const T value = Finite ? replaced(sum) : sum;
-      out[j] = value;
-      lowest = value < lowest ? value : lowest;
-      found |= !(value > -infinity<T>());
-    }
-    minima[first / kBlock] = found ? std::numeric_limits<T>::quiet_NaN() : lowest;
+    out[j] = -weight * overlap_of<Giou>(own, target);
   }
 }
 
 // target_clones knows no templates.
-#define RAGGEDBEV_LOOPS(T)                                                                                       \
-  RAGGEDBEV_SIMD void add_distances(const T* coords, const T* target, int dims, T weight, bool add, T* out,      \
-                                    int count) {                                                                 \
-    add_distances_by(coords, target, dims, weight, add, out, count);                                             \
-  }                                                                                                              \
-  RAGGEDBEV_SIMD void turn(const T* rows, int64_t stride, T factor, T* out, int count) {                         \
-    turn_by(rows, stride, factor, out, count);                                                                   \
-  }                                                                                                              \
-  RAGGEDBEV_SIMD void square_focal_costs(T* values, const Focal<T>& focal, int count) {                          \
-    focal_costs_of(values, focal, count);                                                                        \
-  }                                                                                                              \
-  RAGGEDBEV_SIMD void add_exponentials(const T* values, const T* highest, T* sums, int count) {                  \
-    add_exponentials_of(values, highest, sums, count);                                                           \
-  }                                                                                                              \
-  RAGGEDBEV_SIMD void probabilities(T* values, const T* highest, const T* sums, T weight, int count) {           \
-    probabilities_of(values, highest, sums, weight, count);                                                      \
-  }                                                                                                              \
-  RAGGEDBEV_SIMD void subtract_overlaps(const T* corners, const Corners<T>& target, T weight, bool giou, T* out, \
-                                        int count) {                                                             \
-    if (giou) return subtract_overlaps_of<true>(corners, target, weight, out, count);                            \
-    subtract_overlaps_of<false>(corners, target, weight, out, count);                                            \
-  }                                                                                                              \
-  RAGGEDBEV_SIMD void finish(const T* sums, const T* classes, bool finite, T* out, T* minima, int count) {       \
-    if (finite) return finish_of<true>(sums, classes, out, minima, count);                                       \
-    finish_of<false>(sums, classes, out, minima, count);                                                         \
+#define RAGGEDBEV_LOOPS(T)                                                                                             \
+  RAGGEDBEV_SIMD void add_distances(const T* coords, const T* target, const T* sums, T* out, int count) {              \
+    add_distances_of(coords, target, sums, out, count);                                                                \
+  }                                                                                                                    \
+  RAGGEDBEV_SIMD void finish(const T* coords, const T* target, int dims, const T* sums, const T* classes, bool finite, \
+                             T* cost, T* minima, int count) {                                                          \
+    if (finite) return finish_by<true>(coords, target, dims, sums, classes, cost, minima, count);                      \
+    finish_by<false>(coords, target, dims, sums, classes, cost, minima, count);                                        \
+  }                                                                                                                    \
+  RAGGEDBEV_SIMD void turn(const T* rows, int64_t stride, T factor, T* out, int count) {                               \
+    turn_by(rows, stride, factor, out, count);                                                                         \
+  }                                                                                                                    \
+  RAGGEDBEV_SIMD void square_focal_costs(T* values, const Focal<T>& focal, int count) {                                \
+    focal_costs_of(values, focal, count);                                                                              \
+  }                                                                                                                    \
+  RAGGEDBEV_SIMD void add_exponentials(const T* values, const T* highest, T* sums, int count) {                        \
+    add_exponentials_of(values, highest, sums, count);                                                                 \
+  }                                                                                                                    \
+  RAGGEDBEV_SIMD void probabilities(T* values, const T* highest, const T* sums, T weight, int count) {                 \
+    probabilities_of(values, highest, sums, weight, count);                                                            \
+  }                                                                                                                    \
+  RAGGEDBEV_SIMD void overlap_costs(const T* corners, const Corners<T>& target, T weight, bool giou, T* out,           \
+                                    int count) {                                                                       \
+    if (giou) return overlap_costs_of<true>(corners, target, weight, out, count);                                      \
+    overlap_costs_of<false>(corners, target, weight, out, count);                                                      \
   }
 RAGGEDBEV_LOOPS(float)
 RAGGEDBEV_LOOPS(double)
@@ -238,7 +253,7 @@ class Strips {
       const L1Term& term = p_.l1[i];
       const T* preds = static_cast<const T*>(term.preds) + problem_ * term.problem_stride + first * term.pred_stride;
       for (int64_t d = 0; d < term.dims; ++d, out += kStrip) {
-        turn(preds + d, term.pred_stride, factor_of(term, d), out, count);
+        turn(preds + d, term.pred_stride, weight_of(term, d), out, count);
       }
     }
   }
@@ -256,34 +271,33 @@ class Strips {
 
   void write_row(int64_t row, int64_t first, int count) {
     const int64_t gt = sample_ * p_.num_rows + row;
-    if (!add_l1(gt, count)) std::fill(sums_.begin(), sums_.end(), T{0});
+    const T* sums = zeros_.data();
     if (p_.boxes != nullptr) {
       const T* box = static_cast<const T*>(p_.gt_boxes) + gt * 4;
-      subtract_overlaps(corners_.data(), {box[0], box[1], box[2], box[3]}, static_cast<T>(p_.overlap_weight), p_.giou,
-                        sums_.data(), count);
+      overlap_costs(corners_.data(), {box[0], box[1], box[2], box[3]}, static_cast<T>(p_.overlap_weight), p_.giou,
+                    sums_.data(), count);
+      sums = sums_.data();
+    }
+    turn_targets(gt);
+    const T* coords = coords_.data();
+    const T* targets = targets_.data();
+    int dims = static_cast<int>(targets_.size());
+    for (; dims > kTogether; dims -= kTogether, coords += kTogether * kStrip, targets += kTogether) {
+      add_distances(coords, targets, sums, sums_.data(), count);
+      sums = sums_.data();
     }
     const int number = classes_.number_of(p_.labels[gt]);
     const T* classes = number < 0 ? zeros_.data() : class_costs_.data() + number * kStrip;
-    finish(sums_.data(), classes, p_.finite, cost_at(row, first), minima_at(row, first), count);
+    finish(coords, targets, dims, sums, classes, p_.finite, cost_at(row, first), minima_at(row, first), count);
   }
 
-  // Sets the sums; false: there is nothing to add up.
-  bool add_l1(int64_t gt, int count) {
-    bool add = false;
-    const T* coords = coords_.data();
+  void turn_targets(int64_t gt) {
+    T* out = targets_.data();
     for (int i = 0; i < p_.num_l1; ++i) {
       const L1Term& term = p_.l1[i];
       const T* box = static_cast<const T*>(term.gt) + gt * term.dims;
-      for (int64_t d = 0; d < term.dims; ++d) targets_[d] = box[d] * factor_of(term, d);
-      for (int64_t d = 0; d < term.dims; d += kTogether) {
-        const int dims = static_cast<int>(std::min<int64_t>(kTogether, term.dims - d));
-        add_distances(coords + d * kStrip, targets_.data() + d, dims, static_cast<T>(term.weight), add, sums_.data(),
-                      count);
-        add = true;
-      }
-      coords += term.dims * kStrip;
+      for (int64_t d = 0; d < term.dims; ++d) *out++ = box[d] * weight_of(term, d);
     }
-    return add;
   }
 
   void fill_filler(int64_t first, int count) {
@@ -293,8 +307,9 @@ class Strips {
     }
   }
 
-  static T factor_of(const L1Term& term, int64_t d) {
-    return term.factors == nullptr ? T{1} : static_cast<const T*>(term.factors)[d];
+  static T weight_of(const L1Term& term, int64_t d) {
+    const T factor = term.factors == nullptr ? T{1} : static_cast<const T*>(term.factors)[d];
+    return static_cast<T>(term.weight) * factor;
   }
   T* cost_at(int64_t row, int64_t col) const {
     return static_cast<T*>(p_.cost) + (problem_ * p_.num_rows + row) * p_.num_cols + col;
@@ -310,8 +325,8 @@ class Strips {
   const std::vector<T> zeros_;                      // [strip]
   std::vector<T> class_costs_;                      // [classes of the sample, strip]
   std::vector<T> logits_, highest_, exponentials_;  // [strip]
-  std::vector<T> coords_;                           // [D of all terms, strip], times factors
-  std::vector<T> targets_;                          // [D of a term], times factors
+  std::vector<T> coords_;                           // [D of all terms, strip], weighted
+  std::vector<T> targets_;                          // [D of all terms], weighted
   std::vector<T> sums_;                             // [strip]
   std::vector<T> corners_;                          // [4, strip]
 };
