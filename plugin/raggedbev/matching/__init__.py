@@ -3,5 +3,16 @@
 from raggedbev.matching.assignment import LinearAssignment, linear_assignment
 from raggedbev.matching.costs import ClassCost
 from raggedbev.matching.hungarian import HungarianMatcher2D, HungarianMatcher3D
+from raggedbev.matching.matchers import BoxCodeMatcher3D, OverlapAssignment, TermMatcher, TransFusionMatcher3D
 
-__all__ = ["ClassCost", "HungarianMatcher2D", "HungarianMatcher3D", "LinearAssignment", "linear_assignment"]
+__all__ = [
+    "BoxCodeMatcher3D",
+    "ClassCost",
+    "HungarianMatcher2D",
+    "HungarianMatcher3D",
+    "LinearAssignment",
+    "OverlapAssignment",
+    "TermMatcher",
+    "TransFusionMatcher3D",
+    "linear_assignment",
+]

@@ -5,11 +5,28 @@ A type that is not implemented, and a key that would change nothing, raise a Val
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raggedbev.losses import FocalLossConfig
-from raggedbev.matching import ClassCost, HungarianMatcher2D, HungarianMatcher3D
+from raggedbev.matching import (
+    BoxCodeMatcher3D,
+    ClassCost,
+    HungarianMatcher2D,
+    HungarianMatcher3D,
+    TermMatcher,
+    TransFusionMatcher3D,
+)
+from raggedbev.matching.box_codes import BOX_CODES
+from raggedbev.matching.cost_terms import (
+    BoxL1Term,
+    ClassTerm,
+    CostTerm,
+    IoUTerm,
+    MaskCrossEntropyTerm,
+    MaskDiceTerm,
+    MaskFocalTerm,
+)
 
 __all__ = [
     "focal_loss",
@@ -19,6 +36,8 @@ __all__ = [
     "matcher_3d",
     "quality_focal_loss",
     "read_config",
+    "term_matcher",
+    "transfusion_matcher",
 ]
 
 Config = Mapping[str, Any] | None
@@ -26,6 +45,14 @@ Config = Mapping[str, Any] | None
 _CLASS_COSTS = {
     "FocalLossCost": {"weight": 1.0, "alpha": 0.25, "gamma": 2.0, "eps": 1e-12},
     "ClassificationCost": {"weight": 1.0},
+}
+_TERMS = {
+    "FocalLossCost": {**_CLASS_COSTS["FocalLossCost"], "binary_input": False},
+    "ClassificationCost": _CLASS_COSTS["ClassificationCost"],
+    "BBoxL1Cost": {"weight": 1.0, "box_format": "xyxy"},
+    "IoUCost": {"weight": 1.0, "iou_mode": "giou"},
+    "CrossEntropyLossCost": {"weight": 1.0},
+    "DiceCost": {"weight": 1.0, "pred_act": False, "eps": 1e-3, "naive_dice": True},
 }
 _FIXED = {"use_sigmoid": True, "reduction": "mean", "binary_input": False}
 
@@ -37,7 +64,8 @@ def read_config(
 
     Args:
         name: the key that holds the dict, for messages.
-        config: dict with 'type' (a scope such as 'mmdet.' in front is ignored) and parameters.
+        config: dict with 'type' and parameters; a scope ('mmdet.' in front of the type, or the key '_scope_' that
+            mmengine adds to inherited configs) is ignored.
         types: known types with their parameters' defaults. Parameters that mmdet has, but that have one possible
             value here ('use_sigmoid': True, 'reduction': 'mean', 'binary_input': False), may be given with that
             value.
@@ -60,16 +88,17 @@ def read_config(
         elif key in _FIXED:
             if value != _FIXED[key]:
                 raise ValueError(f"{name} implements {key}={_FIXED[key]!r} only, got {value!r}")
-        elif key != "type":
+        elif key not in ("type", "_scope_"):
             raise ValueError(f"{name} of type {kind} does not use {key!r}; it uses {', '.join(values)}")
     return kind, values
 
 
 def _same_kind(name: str, value: Any, default: Any) -> Any:
-    """`value` if it is of the default's kind (a number, or a string)."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if isinstance(default, str) != isinstance(value, str) or not (is_number or isinstance(value, str)):
-        raise ValueError(f"{name} must be {'a string' if isinstance(default, str) else 'a number'}, got {value!r}")
+    """`value` if it is of the default's kind (a number, a string, or a bool)."""
+    kinds = {str: (str, "a string"), bool: (bool, "True or False")}
+    kind, description = kinds.get(type(default), ((int, float), "a number"))
+    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
+        raise ValueError(f"{name} must be {description}, got {value!r}")
     return value
 
 
@@ -109,26 +138,35 @@ def gaussian_focal_loss(config: Config) -> dict[str, float]:
     }
 
 
-def _class_cost(config: Mapping[str, Any]) -> ClassCost:
-    kind, values = read_config("cls_cost", config, _CLASS_COSTS)
+def _class_cost(kind: str, values: Mapping[str, Any]) -> ClassCost:
     return ClassCost(kind="focal" if kind == "FocalLossCost" else "softmax", **values)
 
 
 def matcher_3d(
-    cls_cost: Mapping[str, Any], reg_cost: Mapping[str, Any], iou_cost: Config, solver: str = "auto"
-) -> HungarianMatcher3D:
+    cls_cost: Mapping[str, Any],
+    reg_cost: Mapping[str, Any],
+    iou_cost: Config,
+    solver: str = "auto",
+    box_code: str = "streampetr",
+) -> HungarianMatcher3D | BoxCodeMatcher3D:
     """Matcher from the costs of a 3D Hungarian assigner.
 
     Raises:
-        ValueError: see `read_config`; also an `iou_cost` with a weight other than 0, which 3D matching does not have.
+        ValueError: see `read_config`; also an `iou_cost` with a weight other than 0, which 3D matching does not have,
+            and an unknown `box_code`.
     """
+    class_cost = _class_cost(*read_config("cls_cost", cls_cost, _CLASS_COSTS))
     _, reg = read_config("reg_cost", reg_cost, {"BBox3DL1Cost": {"weight": 1.0}})
     if iou_cost is not None:
         overlap = {"weight": 1.0, "iou_mode": "giou", "iou_calculator": ""}
         _, iou = read_config("iou_cost", iou_cost, {"IoUCost": overlap, "IoU3DCost": overlap})
         if iou["weight"] != 0:
             raise ValueError(f"iou_cost is not implemented for 3D boxes: its weight must be 0, got {iou['weight']}")
-    return HungarianMatcher3D(_class_cost(cls_cost), reg["weight"], solver)
+    if box_code == "streampetr":
+        return HungarianMatcher3D(class_cost, reg["weight"], solver)
+    if box_code in BOX_CODES:
+        return BoxCodeMatcher3D(class_cost, reg["weight"], box_code, solver)
+    raise ValueError(f"box_code must be one of {('streampetr', *BOX_CODES)}, got {box_code!r}")
 
 
 def matcher_2d(
@@ -143,7 +181,7 @@ def matcher_2d(
     _, iou = read_config("iou_cost", iou_cost, {"IoUCost": {"weight": 1.0, "iou_mode": "giou"}})
     _, center = read_config("centers2d_cost", centers2d_cost, {"BBox3DL1Cost": {"weight": 1.0}})
     return HungarianMatcher2D(
-        cls_cost=_class_cost(cls_cost),
+        cls_cost=_class_cost(*read_config("cls_cost", cls_cost, _CLASS_COSTS)),
         reg_weight=reg["weight"],
         box_format=reg["box_format"],
         iou_weight=iou["weight"],
@@ -151,3 +189,52 @@ def matcher_2d(
         center_weight=center["weight"],
         solver=solver,
     )
+
+
+def transfusion_matcher(
+    cls_cost: Mapping[str, Any],
+    reg_cost: Mapping[str, Any],
+    iou_cost: Mapping[str, Any],
+    iou_calculator: Mapping[str, Any],
+    solver: str = "auto",
+) -> TransFusionMatcher3D:
+    """Matcher from the costs of TransFusion's Hungarian assigner.
+
+    Raises:
+        ValueError: see `read_config`; also an `iou_calculator` whose coordinate is not 'lidar'.
+    """
+    class_cost = _class_cost(*read_config("cls_cost", cls_cost, _CLASS_COSTS))
+    _, reg = read_config("reg_cost", reg_cost, {"BBoxBEVL1Cost": {"weight": 1.0}})
+    _, iou = read_config("iou_cost", iou_cost, {"IoU3DCost": {"weight": 1.0}})
+    _, calculator = read_config("iou_calculator", iou_calculator, {"BboxOverlaps3D": {"coordinate": "lidar"}})
+    if calculator["coordinate"] != "lidar":
+        raise ValueError(f"iou_calculator implements coordinate='lidar' only, got {calculator['coordinate']!r}")
+    return TransFusionMatcher3D(class_cost, reg["weight"], iou["weight"], solver)
+
+
+def _term(kind: str, values: dict[str, Any]) -> CostTerm:
+    """One term of a match cost."""
+    if kind == "FocalLossCost" and values.pop("binary_input"):
+        return MaskFocalTerm(**values)
+    if kind in _CLASS_COSTS:
+        return ClassTerm(_class_cost(kind, values))
+    terms = {
+        "BBoxL1Cost": BoxL1Term,
+        "IoUCost": IoUTerm,
+        "CrossEntropyLossCost": MaskCrossEntropyTerm,
+        "DiceCost": MaskDiceTerm,
+    }
+    return terms[kind](**values)
+
+
+def term_matcher(match_costs: Mapping[str, Any] | Sequence[Mapping[str, Any]], solver: str = "auto") -> TermMatcher:
+    """Matcher from the list of match costs of mmdet's Hungarian assigner; one dict is a list of one.
+
+    Raises:
+        ValueError: see `read_config`; an empty list, or something else than dicts.
+    """
+    configs = [match_costs] if isinstance(match_costs, Mapping) else match_costs
+    if isinstance(configs, str) or not isinstance(configs, Sequence):
+        raise ValueError(f"match_costs must be a dict or a list of dicts, got {match_costs!r}")
+    terms = [_term(*read_config(f"match_costs[{i}]", config, _TERMS)) for i, config in enumerate(configs)]
+    return TermMatcher(tuple(terms), solver)

@@ -1,8 +1,6 @@
-"""Hungarian assigners: mm-style configs around the matchers of `raggedbev.matching`.
+"""Assigners of 3D query heads, and of FocalHead's 2D boxes.
 
-`assign` takes one sample and returns mmdet's `AssignResult`; the batched assigners also have `assign_batch`, which
-takes all layers and samples (or images) and returns a `LinearAssignment`. Boxes are coded as StreamPETR codes them,
-see `raggedbev.matching.costs.normalize_box3d`.
+Each head regresses its own code of a box; the 3D assigners match in the one that `box_code` names.
 """
 
 from __future__ import annotations
@@ -10,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
 from mmdet3d.registry import TASK_UTILS
 from torch import Tensor
 
-from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D, LinearAssignment
+from raggedbev.matching import BoxCodeMatcher3D, HungarianMatcher2D, HungarianMatcher3D, LinearAssignment
 from raggedbev.matching.reference import PerSampleMatcher2D, PerSampleMatcher3D
+from raggedbev.mm.assigners.result import assign_result
 from raggedbev.mm.convert import matcher_2d, matcher_3d
 from raggedbev.ragged.batch import RaggedBatch
 
@@ -34,15 +32,6 @@ _GIOU = {"type": "IoUCost", "iou_mode": "giou", "weight": 2.0}
 _CENTER = {"type": "BBox3DL1Cost", "weight": 10.0}
 
 
-def _assign_result(gt_of_pred: Tensor, gt_labels: Tensor) -> AssignResult:
-    """mmdet's form: 0 = background, i + 1 = object i; labels -1 for background."""
-    matched = gt_of_pred >= 0
-    labels = torch.full_like(gt_of_pred, -1)
-    if len(gt_labels):
-        labels = torch.where(matched, gt_labels[gt_of_pred.clamp(min=0)], labels)
-    return AssignResult(len(gt_labels), gt_of_pred + 1, max_overlaps=None, labels=labels)
-
-
 def _reject_ignored(gt_bboxes_ignore: Tensor | None) -> None:
     if gt_bboxes_ignore is not None:
         raise ValueError("Hungarian assigners have no ignored boxes: gt_bboxes_ignore must be None")
@@ -51,7 +40,7 @@ def _reject_ignored(gt_bboxes_ignore: Tensor | None) -> None:
 class _Assigner3D(BaseAssigner):
     """What the 3D assigners share: config and `assign`, which asks the matcher."""
 
-    matcher: HungarianMatcher3D | PerSampleMatcher3D
+    matcher: HungarianMatcher3D | BoxCodeMatcher3D | PerSampleMatcher3D
 
     def __init__(
         self,
@@ -60,10 +49,11 @@ class _Assigner3D(BaseAssigner):
         iou_cost: Mapping[str, Any] | None = None,
         pc_range: Sequence[float] | None = None,
         solver: str = "auto",
+        box_code: str = "streampetr",
     ) -> None:
         if pc_range is not None and len(pc_range) != 6:
             raise ValueError(f"pc_range must have 6 numbers, got {list(pc_range)}")
-        self.matcher = self.config = matcher_3d(cls_cost, reg_cost, iou_cost, solver)
+        self.matcher = self.config = matcher_3d(cls_cost, reg_cost, iou_cost, solver, box_code)
 
     def assign(
         self,
@@ -88,10 +78,13 @@ class _Assigner3D(BaseAssigner):
 
         Returns:
             mmdet's result.
+
+        Raises:
+            ValueError: `gt_bboxes_ignore` is given; or, with `box_code` 'detr3d', the costs contain NaN or -inf.
         """
         _reject_ignored(gt_bboxes_ignore)
         gt_of_pred = self.matcher.match(cls_pred, bbox_pred, gt_bboxes, gt_labels, code_weights, with_velo)
-        return _assign_result(gt_of_pred, gt_labels)
+        return assign_result(gt_of_pred, gt_labels)
 
 
 class _Assigner2D(BaseAssigner):
@@ -137,7 +130,7 @@ class _Assigner2D(BaseAssigner):
         """
         _reject_ignored(gt_bboxes_ignore)
         gt_of_pred = self.matcher.match(cls_pred, bbox_pred, pred_centers2d, gt_bboxes, gt_labels, centers2d, pad_shape)
-        return _assign_result(gt_of_pred, gt_labels)
+        return assign_result(gt_of_pred, gt_labels)
 
 
 class PerSampleHungarianAssigner3D(_Assigner3D):
@@ -184,7 +177,7 @@ class PerSampleHungarianAssigner2D(_Assigner2D):
 
 @TASK_UTILS.register_module()
 class BatchedHungarianAssigner3D(_Assigner3D):
-    """All layers and samples at once.
+    """All layers and samples at once; in place of the `HungarianAssigner3D` of StreamPETR, PETR, DETR3D and BEVFormer.
 
     Args:
         cls_cost: 'FocalLossCost' (weight, alpha, gamma, eps) or 'ClassificationCost' (weight).
@@ -193,6 +186,11 @@ class BatchedHungarianAssigner3D(_Assigner3D):
         pc_range: six numbers (m). Boxes are matched in metres, so the values have no influence; accepted because
             configs of this family of detectors give it.
         solver: see `raggedbev.matching.linear_assignment`.
+        box_code: what the head regresses. 'streampetr': x, y, z, log dimensions, sine, cosine, velocity. 'detr3d'
+            (DETR3D, BEVFormer): x, y, log length, log width, z, log height, sine, cosine, velocity; boxes may have 8
+            columns, ground truth 7. 'petr' (mmdet3d's PETR project): the same with the angle -yaw - pi / 2. Costs that
+            are not finite are replaced by +-100, as published; not so with 'detr3d', where `assign` raises and
+            `assign_batch` reports status 2.
     """
 
     def assign_batch(

@@ -1,0 +1,50 @@
+"""Match costs of LiDAR heads: decoded boxes and padded ground truth in, cost matrices [..., G, P] out.
+
+As in `raggedbev.matching.costs`: leading dimensions broadcast, filler stays in its own rows, no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from raggedbev.matching.costs import l1_cost
+from raggedbev.matching.overlaps import box3d_iou
+
+__all__ = ["bev_l1_cost", "check_pc_range", "iou3d_cost"]
+
+
+def check_pc_range(pc_range: Sequence[float]) -> tuple[float, ...]:
+    """Six numbers (m): lowest x, y, z, then highest; a ValueError for anything else."""
+    values = tuple(float(value) for value in pc_range)
+    if len(values) != 6 or values[0] >= values[3] or values[1] >= values[4]:
+        raise ValueError(f"the point cloud range must be six numbers, lowest x, y, z first, got {list(pc_range)}")
+    return values
+
+
+def bev_l1_cost(boxes: Tensor, gt_boxes: Tensor, pc_range: Sequence[float], *, weight: float = 1.0) -> Tensor:
+    """L1 distance of centres in the ground plane, in units of the point cloud range.
+
+    Args:
+        boxes: [..., P, 2 or more], x and y first (m).
+        gt_boxes: [..., G, 2 or more], likewise; which point of a box z means has no influence.
+        pc_range: lowest x, y, z and highest x, y, z (m), host numbers.
+        weight: factor of the result.
+
+    Returns:
+        [..., G, P].
+    """
+    low_x, low_y, _, high_x, high_y, _ = check_pc_range(pc_range)
+    boxes, gt_boxes = boxes.detach(), gt_boxes.detach().to(boxes.dtype)
+    along_x = l1_cost((boxes[..., :1] - low_x) / (high_x - low_x), (gt_boxes[..., :1] - low_x) / (high_x - low_x))
+    along_y = l1_cost((boxes[..., 1:2] - low_y) / (high_y - low_y), (gt_boxes[..., 1:2] - low_y) / (high_y - low_y))
+    return along_x.add_(along_y).mul_(weight)
+
+
+def iou3d_cost(boxes: Tensor, gt_boxes: Tensor, *, weight: float = 1.0, z_origin: str = "bottom") -> Tensor:
+    """Negative intersection over union of 3D boxes: [..., P, 7 or more], [..., G, 7 or more] -> [..., G, P].
+
+    Boxes and `z_origin` are those of `raggedbev.matching.overlaps.box3d_iou`.
+    """
+    return box3d_iou(boxes, gt_boxes, z_origin=z_origin).mul_(-weight)

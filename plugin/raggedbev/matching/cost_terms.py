@@ -1,0 +1,200 @@
+"""Terms of a match cost that is a list of weighted terms (DETR and its descendants in mmdet).
+
+Every term is called with the same `MatchInputs` and gives one [..., G, P]; the cost is their sum. Leading dimensions
+broadcast, filler stays in its own rows, half types are converted to float32, no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from raggedbev.matching import costs
+from raggedbev.matching.costs import ClassCost
+
+__all__ = [
+    "BoxL1Term",
+    "ClassTerm",
+    "CostTerm",
+    "IoUTerm",
+    "MaskCrossEntropyTerm",
+    "MaskDiceTerm",
+    "MaskFocalTerm",
+    "MatchInputs",
+    "widened",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class MatchInputs:
+    """What terms look at; only what the chosen terms ask for has to be there.
+
+    Attributes:
+        cls_logits: [..., P, C] logits.
+        gt_labels: [..., G] int64.
+        boxes: [..., P, 4] corners in pixels.
+        gt_boxes: [..., G, 4] corners in pixels.
+        image_size: [2] or [..., 2] width and height in pixels.
+        masks: [..., P, N] mask logits (or probabilities, see `MaskDiceTerm`) of N points.
+        gt_masks: [..., G, N] 0 or 1 (any type).
+    """
+
+    cls_logits: Tensor | None = None
+    gt_labels: Tensor | None = None
+    boxes: Tensor | None = None
+    gt_boxes: Tensor | None = None
+    image_size: Tensor | None = None
+    masks: Tensor | None = None
+    gt_masks: Tensor | None = None
+
+    def widened(self) -> MatchInputs:
+        """Floating-point tensors detached, half types as float32."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return MatchInputs(**{name: None if value is None else widened(value) for name, value in values.items()})
+
+    def get(self, term: object, *names: str) -> list[Tensor]:
+        """The tensors of these names; a ValueError names the first that is missing."""
+        found = []
+        for name in names:
+            value = getattr(self, name)
+            if value is None:
+                raise ValueError(f"{type(term).__name__} needs {name}, and there is none")
+            found.append(value)
+        return found
+
+
+CostTerm = Callable[[MatchInputs], Tensor]
+
+
+def widened(values: Tensor) -> Tensor:
+    """`values` detached, half types as float32: their range is too small for the logarithms of a class cost."""
+    values = values.detach()
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+@dataclass(frozen=True)
+class ClassTerm:
+    """Classification cost."""
+
+    cost: ClassCost
+
+    def __call__(self, inputs: MatchInputs) -> Tensor:
+        return self.cost(*inputs.get(self, "cls_logits", "gt_labels"))
+
+
+@dataclass(frozen=True)
+class BoxL1Term:
+    """L1 distance of boxes in units of the image.
+
+    Attributes:
+        weight: factor of the cost.
+        box_format: boxes are compared as 'xyxy' (corners) or 'xywh' (centre and size).
+    """
+
+    weight: float = 1.0
+    box_format: str = "xyxy"
+
+    def __post_init__(self) -> None:
+        if self.box_format not in ("xywh", "xyxy"):
+            raise ValueError(f"box_format must be 'xywh' or 'xyxy', got {self.box_format!r}")
+
+    def __call__(self, inputs: MatchInputs) -> Tensor:
+        boxes, gt_boxes, size = inputs.get(self, "boxes", "gt_boxes", "image_size")
+        gt_boxes = gt_boxes.to(boxes.dtype)
+        if self.box_format == "xywh":
+            boxes, gt_boxes = costs.xyxy_to_cxcywh(boxes), costs.xyxy_to_cxcywh(gt_boxes)
+        size = torch.cat([size, size], dim=-1).to(boxes.dtype).unsqueeze(-2)
+        return costs.l1_cost(boxes / size, gt_boxes / size).mul_(self.weight)
+
+
+@dataclass(frozen=True)
+class IoUTerm:
+    """Negative overlap of boxes in pixels.
+
+    Attributes:
+        weight: factor of the cost.
+        iou_mode: 'giou' or 'iou'.
+    """
+
+    weight: float = 1.0
+    iou_mode: str = "giou"
+
+    def __post_init__(self) -> None:
+        if self.iou_mode not in ("iou", "giou"):
+            raise ValueError(f"iou_mode must be 'iou' or 'giou', got {self.iou_mode!r}")
+
+    def __call__(self, inputs: MatchInputs) -> Tensor:
+        boxes, gt_boxes = inputs.get(self, "boxes", "gt_boxes")
+        return costs.iou_cost(boxes, gt_boxes.to(boxes.dtype), weight=self.weight, iou_mode=self.iou_mode)
+
+
+def _match_points(on: Tensor, off: Tensor, gt_masks: Tensor) -> Tensor:
+    """Sum over points of `on` inside and `off` outside the object: [..., P, N] twice, [..., G, N] -> [..., G, P]."""
+    gt_masks = gt_masks.to(on.dtype)
+    return gt_masks @ on.transpose(-1, -2) + (1 - gt_masks) @ off.transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class MaskFocalTerm:
+    """Mean focal loss of the points of a mask.
+
+    Attributes:
+        weight: factor of the cost.
+        alpha: weight of points of the object.
+        gamma: focusing exponent.
+        eps: added inside logarithms.
+    """
+
+    weight: float = 1.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+    eps: float = 1e-12
+
+    def __call__(self, inputs: MatchInputs) -> Tensor:
+        masks, gt_masks = inputs.get(self, "masks", "gt_masks")
+        prob = masks.sigmoid()
+        off = -(1 - prob + self.eps).log() * (1 - self.alpha) * prob.pow(self.gamma)
+        on = -(prob + self.eps).log() * self.alpha * (1 - prob).pow(self.gamma)
+        return _match_points(on, off, gt_masks).div_(masks.shape[-1]).mul_(self.weight)
+
+
+@dataclass(frozen=True)
+class MaskCrossEntropyTerm:
+    """Mean binary cross entropy of the points of a mask, from logits."""
+
+    weight: float = 1.0
+
+    def __call__(self, inputs: MatchInputs) -> Tensor:
+        masks, gt_masks = inputs.get(self, "masks", "gt_masks")
+        return _match_points(F.softplus(-masks), F.softplus(masks), gt_masks).div_(masks.shape[-1]).mul_(self.weight)
+
+
+@dataclass(frozen=True)
+class MaskDiceTerm:
+    """Dice loss of masks (Milletari et al. 2016).
+
+    Attributes:
+        weight: factor of the cost.
+        pred_act: masks are logits, and their sigmoid is taken; otherwise they are probabilities.
+        eps: added to numerator and denominator.
+        naive_dice: the denominator adds up the masks; otherwise their squares.
+    """
+
+    weight: float = 1.0
+    pred_act: bool = False
+    eps: float = 1e-3
+    naive_dice: bool = True
+
+    def __call__(self, inputs: MatchInputs) -> Tensor:
+        masks, gt_masks = inputs.get(self, "masks", "gt_masks")
+        masks = masks.sigmoid() if self.pred_act else masks
+        gt_masks = gt_masks.to(masks.dtype)
+        shared = 2 * (gt_masks @ masks.transpose(-1, -2))
+        if not self.naive_dice:
+            masks, gt_masks = masks.square(), gt_masks.square()
+        whole = gt_masks.sum(-1).unsqueeze(-1) + masks.sum(-1).unsqueeze(-2)
+        return (1 - (shared + self.eps) / (whole + self.eps)).mul_(self.weight)

@@ -1,0 +1,134 @@
+"""The assigner of mmdet's DETR-like heads: a list of match costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
+from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
+from mmdet3d.registry import TASK_UTILS
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from raggedbev.matching import LinearAssignment
+from raggedbev.matching.cost_terms import MatchInputs
+from raggedbev.matching.costs import row_tensor
+from raggedbev.mm.assigners.result import assign_result
+from raggedbev.mm.convert import term_matcher
+from raggedbev.ragged.batch import RaggedBatch
+
+__all__ = ["BatchedHungarianAssigner"]
+
+
+def _image_size(img_shape: Tensor | Sequence[Any] | None, like: Tensor) -> Tensor | None:
+    """Width and height [2] or [B, 2] in dtype and on the device of `like`, from one or B heights and widths."""
+    if img_shape is None:
+        return None
+    if isinstance(img_shape, Tensor):
+        return img_shape.to(like).flip(-1)
+    if isinstance(img_shape[0], Sequence):
+        return torch.stack([row_tensor((shape[1], shape[0]), like) for shape in img_shape])
+    return row_tensor((img_shape[1], img_shape[0]), like)
+
+
+@MMDET_TASK_UTILS.register_module()
+@TASK_UTILS.register_module()
+class BatchedHungarianAssigner(BaseAssigner):
+    """In place of mmdet's `HungarianAssigner`: DETR, Conditional DETR, DAB-DETR, Deformable DETR, DINO, Sparse R-CNN,
+    QueryInst, MaskFormer, Mask2Former.
+
+    It is registered in mmdet and in mmdet3d, so its name needs no scope in front.
+
+    Args:
+        match_costs: one dict or a list of them: 'FocalLossCost' (weight, alpha, gamma, eps, binary_input),
+            'ClassificationCost' (weight), 'BBoxL1Cost' (weight, box_format), 'IoUCost' (weight, iou_mode 'giou' or
+            'iou'), 'CrossEntropyLossCost' (weight), 'DiceCost' (weight, pred_act, eps, naive_dice).
+        solver: see `raggedbev.matching.linear_assignment`.
+
+    Raises:
+        ValueError: a type, key or value that is not implemented; it is named.
+    """
+
+    def __init__(self, match_costs: Mapping[str, Any] | Sequence[Mapping[str, Any]], solver: str = "auto") -> None:
+        self.matcher = term_matcher(match_costs, solver)
+
+    def assign(
+        self,
+        pred_instances: InstanceData,
+        gt_instances: InstanceData,
+        img_meta: Mapping[str, Any] | None = None,
+        gt_instances_ignore: InstanceData | None = None,
+    ) -> AssignResult:
+        """Assign one image.
+
+        Args:
+            pred_instances: as the costs ask: `scores` [P, C] logits, `bboxes` [P, 4] corners in pixels, `masks`
+                [P, ...] logits or probabilities.
+            gt_instances: `labels` [G] int64; as the costs ask: `bboxes` [G, 4] corners in pixels, `masks` [G, ...].
+            img_meta: `img_shape`, height and width in pixels, for 'BBoxL1Cost'.
+            gt_instances_ignore: must be None.
+
+        Returns:
+            mmdet's result.
+
+        Raises:
+            ValueError: the costs contain NaN or -inf, or +inf leaves an object without a prediction; or something that
+                a cost needs is missing.
+        """
+        if gt_instances_ignore is not None:
+            raise ValueError("Hungarian assigners have no ignored boxes: gt_instances_ignore must be None")
+        labels, num_preds = gt_instances.labels, len(pred_instances)
+        if not len(gt_instances) or not num_preds:
+            return assign_result(labels.new_full((num_preds,), -1, dtype=torch.long), labels)
+        boxes, masks, gt_masks = (
+            source.get(name)
+            for source, name in ((pred_instances, "bboxes"), (pred_instances, "masks"), (gt_instances, "masks"))
+        )
+        img_shape = (img_meta or {}).get("img_shape")
+        inputs = MatchInputs(
+            cls_logits=pred_instances.get("scores"),
+            gt_labels=labels,
+            boxes=boxes,
+            gt_boxes=gt_instances.get("bboxes"),
+            image_size=None if boxes is None else _image_size(img_shape, boxes),
+            masks=None if masks is None else masks.flatten(1),
+            gt_masks=None if gt_masks is None else gt_masks.flatten(1),
+        )
+        return assign_result(self.matcher.match(inputs), labels)
+
+    def assign_batch(
+        self,
+        cls_logits: Tensor | None,
+        boxes: Tensor | None,
+        gt_boxes: RaggedBatch | None,
+        gt_labels: RaggedBatch,
+        img_shape: Tensor | Sequence[Any] | None = None,
+        masks: Tensor | None = None,
+        gt_masks: RaggedBatch | None = None,
+    ) -> LinearAssignment:
+        """Assign all layers and images; what no cost asks for may be None.
+
+        Args:
+            cls_logits: [..., B, P, C] logits.
+            boxes: [..., B, P, 4] corners in pixels.
+            gt_boxes: [B, G, 4] corners in pixels.
+            gt_labels: [B, G] int64.
+            img_shape: height and width in pixels: one pair for all images, a pair for each, or a tensor [B, 2].
+            masks: [..., B, P, N] logits or probabilities of N points.
+            gt_masks: [B, G, N].
+
+        Returns:
+            The assignment [..., B]; a problem whose costs contain NaN or -inf has no pairs and status 2.
+        """
+        inputs = MatchInputs(
+            cls_logits=cls_logits,
+            gt_labels=gt_labels.tensor,
+            boxes=boxes,
+            gt_boxes=None if gt_boxes is None else gt_boxes.tensor,
+            image_size=None if boxes is None else _image_size(img_shape, boxes),
+            masks=masks,
+            gt_masks=None if gt_masks is None else gt_masks.tensor,
+        )
+        return self.matcher.assign_batch(inputs, gt_labels.sample_sizes)

@@ -1,0 +1,239 @@
+"""Matchers of other head families: all at once as one by one, filler, bad values, and no wait for the device."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from raggedbev import _extension
+from raggedbev.matching import BoxCodeMatcher3D, ClassCost, TermMatcher, TransFusionMatcher3D
+from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, IoUTerm, MaskDiceTerm, MatchInputs
+from raggedbev.matching.overlaps import box3d_iou
+from raggedbev.profiling.syncs import HostSyncCounter
+from raggedbev.ragged import combine_data
+
+SIZES = [[0, 0], [1], [4, 0, 11], [1] * 5]
+RANGE = (-54.0, -54.0, -5.0, 54.0, 54.0, 3.0)
+NAN, INF = float("nan"), float("inf")
+sizes_cases = pytest.mark.parametrize("sizes", SIZES, ids=str)
+MATCHERS = [
+    BoxCodeMatcher3D(box_code="petr"),
+    BoxCodeMatcher3D(ClassCost(1.0, "softmax"), box_code="detr3d"),
+    TransFusionMatcher3D(ClassCost(0.15), 0.25, 0.25),
+    TermMatcher((ClassTerm(ClassCost()), BoxL1Term(5.0, "xywh"), IoUTerm(2.0))),
+    TermMatcher((ClassTerm(ClassCost(1.0, "softmax")), MaskDiceTerm(pred_act=True))),
+]
+every_matcher = pytest.mark.parametrize("matcher", MATCHERS, ids=lambda m: f"{type(m).__name__}-{MATCHERS.index(m)}")
+
+
+def objects(sizes, poison=None):
+    """Boxes [B, G, 9] and labels [B, G], with rows of filler of any kind if asked for."""
+    g = torch.Generator().manual_seed(1)
+    boxes, labels = [], []
+    for n in sizes:
+        plane = (torch.rand(n, 3, generator=g, dtype=torch.float64) - 0.5) * torch.tensor([40.0, 40.0, 2.0])
+        rest = torch.rand(n, 6, generator=g, dtype=torch.float64) * 3 + 0.5
+        boxes.append(torch.cat([plane, rest], dim=1))
+        labels.append(torch.randint(0, 10, (n,), generator=g))
+    boxes, labels = combine_data(boxes), combine_data(labels)
+    if poison is not None:
+        boxes, labels = boxes.with_padded_set_to(poison), labels.with_padded_set_to(2**40)
+    return boxes, labels
+
+
+def predictions(matcher, *lead, count=8):
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(*lead, count, 10, generator=g, dtype=torch.float64)
+    boxes = torch.randn(*lead, count, 10, generator=g, dtype=torch.float64) * 3
+    if isinstance(matcher, BoxCodeMatcher3D):
+        return logits, boxes
+    decoded = torch.cat([boxes[..., :3] * 5, boxes[..., 3:6].exp().clamp(max=9), boxes[..., 6:9]], dim=-1)
+    return logits, decoded
+
+
+def call(matcher, preds, boxes, labels, sizes=None):
+    """`match` for one sample, `assign_batch` where `sizes` are given: (gt_of_pred, the whole answer)."""
+    logits, pred_boxes = preds
+    if isinstance(matcher, TermMatcher):
+        given = MatchInputs(
+            logits,
+            labels if sizes is None else labels.tensor,
+            corners(pred_boxes),
+            corners(boxes if sizes is None else boxes.tensor),
+            torch.tensor([100.0, 80.0], dtype=torch.float64),
+            pred_boxes,
+            (boxes if sizes is None else boxes.tensor).gt(0),
+        )
+        found = matcher.match(given) if sizes is None else matcher.assign_batch(given, sizes)
+    else:
+        extra = (RANGE,) if isinstance(matcher, TransFusionMatcher3D) else ()
+        method = matcher.match if sizes is None else matcher.assign_batch
+        found = method(logits, pred_boxes, boxes, labels, *extra)
+    if sizes is not None:
+        return found.gt_of_pred, found
+    return (found[0], found) if isinstance(found, tuple) else (found, found)
+
+
+def corners(boxes):
+    """Some image box of a 3D box."""
+    low = boxes[..., :2] + 30
+    return torch.cat([low, low + boxes[..., 3:5].abs() + 0.1], dim=-1)
+
+
+@every_matcher
+@sizes_cases
+@pytest.mark.parametrize("poison", [NAN, INF, 0.0])
+def test_all_at_once_as_one_by_one(matcher, sizes, poison):
+    preds = predictions(matcher, 2, len(sizes))
+    padded_boxes, padded_labels = objects(sizes, poison)
+    boxes, labels = (part.split() for part in (padded_boxes, padded_labels))
+    gt_of_pred, found = call(matcher, preds, padded_boxes, padded_labels, padded_boxes.sample_sizes)
+    assert gt_of_pred.shape == (2, len(sizes), 8) and (found.status == 0).all()
+    for layer in range(2):
+        for b, n in enumerate(sizes):
+            one, _ = call(matcher, [part[layer, b] for part in preds], boxes[b], labels[b])
+            assert torch.equal(one, gt_of_pred[layer, b]) and (one >= 0).sum() == min(n, 8)
+
+
+@every_matcher
+def test_solvers_agree(matcher):
+    sizes = [3, 0, 6]
+    preds, (boxes, labels) = predictions(matcher, len(sizes)), objects(sizes)
+    scipy = type(matcher)(**{**vars(matcher), "solver": "scipy"})
+    default = call(matcher, preds, boxes, labels, boxes.sample_sizes)[0]
+    assert torch.equal(default, call(scipy, preds, boxes, labels, boxes.sample_sizes)[0])
+    with pytest.raises(ValueError, match="solver must be one of"):
+        type(matcher)(**{**vars(matcher), "solver": "fast"})
+
+
+@pytest.mark.skipif(not _extension.COMPILED, reason="SciPy's solver copies to the host and back")
+@every_matcher
+def test_nothing_waits_for_the_device(matcher):
+    sizes = [3, 0, 12]
+    preds, (boxes, labels) = predictions(matcher, 2, len(sizes)), objects(sizes)
+    with HostSyncCounter("cpu") as syncs:
+        call(matcher, preds, boxes, labels, boxes.sample_sizes)
+    assert dict(syncs.by_kind) == {}
+
+
+@pytest.mark.parametrize("code", ["petr", "detr3d"])
+def test_first_eight_numbers_count_unless_velocity_is_asked_for(code):
+    matcher = BoxCodeMatcher3D(box_code=code)
+    logits, codes = torch.zeros(2, 10), torch.zeros(2, 10)
+    codes[1, 8] = 5.0
+    box, label = torch.tensor([[0.0, 0, 0, 1, 1, 1, 0, 5, 0]]), torch.zeros(1, dtype=torch.long)
+    plain, with_velo = (matcher.cost(logits, codes, box, label, None, velo)[0] for velo in (False, True))
+    assert plain[0] == plain[1] and with_velo[0] > with_velo[1]
+    assert torch.equal(plain, matcher.cost(logits, codes[:, :8], box[:, :7], label)[0])
+    with pytest.raises(ValueError, match="at least 10 columns when with_velo is True, got 10 predicted and 8 of"):
+        matcher.cost(logits, codes, box[:, :7], label, None, True)
+
+
+def test_code_weights_scale_their_own_number():
+    matcher, box = BoxCodeMatcher3D(), torch.tensor([[0.0, 0, 0, 1, 1, 1, 0, 0, 0]])
+    label, codes = torch.zeros(1, dtype=torch.long), torch.zeros(10, 10)
+    codes[:, 7] = 1.0
+    codes[:, 4].fill_(0.0)
+    codes += torch.eye(10)
+    weights = torch.arange(1.0, 11.0)
+    cost = matcher.cost(torch.zeros(10, 3), codes, box, label, weights, True)
+    cost = cost - matcher.cost(torch.zeros(10, 3), codes - torch.eye(10), box, label, weights, True)
+    torch.testing.assert_close(cost[0], 0.25 * weights)
+
+
+def test_petr_replaces_what_is_not_finite_and_detr3d_reports_it():
+    logits, codes = torch.zeros(1, 4, 10), torch.zeros(1, 4, 10)
+    codes[0, 1, 0] = NAN
+    boxes, labels = objects([2, 0])
+    boxes, labels = boxes.float(), labels
+    logits, codes = logits.expand(2, 4, 10), codes.expand(2, 4, 10)
+    assert (BoxCodeMatcher3D(box_code="petr").assign_batch(logits, codes, boxes, labels).status == 0).all()
+    found = BoxCodeMatcher3D(box_code="detr3d").assign_batch(logits, codes, boxes, labels)
+    assert found.status.tolist() == [2, 0] and (found.gt_of_pred == -1).all() and (found.pred_of_gt == -1).all()
+    one = boxes.split()[0], labels.split()[0]
+    assert (BoxCodeMatcher3D(box_code="petr").match(logits[0], codes[0], *one) >= 0).sum() == 2
+    with pytest.raises(ValueError, match="has no solution: the costs contain NaN or -inf"):
+        BoxCodeMatcher3D(box_code="detr3d").match(logits[0], codes[0], *one)
+
+
+@pytest.mark.parametrize("code", ["petr", "detr3d"])
+def test_cost_is_class_cost_and_distance_of_codes(code):
+    (logits, codes), (boxes, labels) = predictions(BoxCodeMatcher3D(), 1), objects([3])
+    cost = BoxCodeMatcher3D(box_code=code).cost(logits[0], codes[0], boxes.tensor[0], labels.tensor[0])
+    for g, (x, y, z, length, width, height, yaw, *_) in enumerate(boxes.tensor[0].tolist()):
+        angle = yaw if code == "detr3d" else -yaw - math.pi / 2
+        target = [x, y, math.log(length), math.log(width), z, math.log(height), math.sin(angle), math.cos(angle)]
+        for p in range(8):
+            prob = logits[0, p, labels.tensor[0, g]].sigmoid().item()
+            wanted = -0.5 * (1 - prob) ** 2 * math.log(prob) + 1.5 * prob**2 * math.log(1 - prob)
+            wanted += 0.25 * sum(abs(a - b) for a, b in zip(codes[0, p].tolist(), target, strict=False))
+            assert cost[g, p].item() == pytest.approx(wanted, rel=1e-9)
+
+
+@sizes_cases
+def test_overlaps_of_pairs(sizes):
+    matcher = MATCHERS[2]
+    logits, boxes = predictions(matcher, 2, len(sizes))
+    gt_boxes, gt_labels = objects(sizes, NAN)
+    for b, part in enumerate(gt_boxes.split()):
+        take = min(len(part), 3)
+        boxes[:, b, :take] = part[:take]
+    found = matcher.assign_batch(logits, boxes, gt_boxes, gt_labels, RANGE)
+    assert found.max_overlaps.shape == (2, len(sizes), 8)
+    for layer in range(2):
+        for b, (own_boxes, own_labels) in enumerate(zip(gt_boxes.split(), gt_labels.split(), strict=True)):
+            iou = box3d_iou(boxes[layer, b], own_boxes)
+            wanted = [iou[g, p].item() if g >= 0 else 0.0 for p, g in enumerate(found.gt_of_pred[layer, b].tolist())]
+            assert found.max_overlaps[layer, b].tolist() == wanted
+            one, overlaps = matcher.match(logits[layer, b], boxes[layer, b], own_boxes, own_labels, RANGE)
+            assert torch.equal(one, found.gt_of_pred[layer, b]) and overlaps.tolist() == wanted
+    if max(sizes) > 1:
+        assert (found.max_overlaps > 0.9).any()
+
+
+def test_transfusion_cost_by_hand():
+    matcher = TransFusionMatcher3D(ClassCost(0.15), 0.25, 0.5)
+    (logits, boxes), (gt_boxes, gt_labels) = predictions(matcher, 1), objects([3])
+    cost, overlaps = matcher.cost_and_overlaps(logits[0], boxes[0], gt_boxes.tensor[0], gt_labels.tensor[0], RANGE)
+    for g in range(3):
+        for p in range(8):
+            prob = logits[0, p, gt_labels.tensor[0, g]].sigmoid().item()
+            wanted = 0.15 * (-0.25 * (1 - prob) ** 2 * math.log(prob) + 0.75 * prob**2 * math.log(1 - prob))
+            wanted += 0.25 * (boxes[0, p, :2] - gt_boxes.tensor[0, g, :2]).abs().sum().item() / 108
+            assert cost[g, p].item() == pytest.approx(wanted - 0.5 * overlaps[g, p].item(), rel=1e-9)
+
+
+def test_half_predictions_are_computed_in_float32():
+    boxes, labels = objects([3])
+    for matcher in MATCHERS[:3]:
+        logits, codes = (part.half() for part in predictions(matcher, 1))
+        logits[0, 0] = 60.0  # 1 - sigmoid is 0, and in float16 so is 1e-12
+        found, _ = call(matcher, (logits, codes), boxes, labels, boxes.sample_sizes)
+        wanted, _ = call(matcher, (logits.float(), codes.float()), boxes, labels, boxes.sample_sizes)
+        assert torch.equal(found, wanted)
+
+
+def test_total_is_the_smallest():
+    matcher = MATCHERS[3]
+    (logits, boxes), (gt_boxes, gt_labels) = predictions(matcher, 1), objects([5])
+    given = MatchInputs(
+        logits[0],
+        gt_labels.tensor[0],
+        corners(boxes[0]),
+        corners(gt_boxes.tensor[0]),
+        torch.tensor([100.0, 80.0], dtype=torch.float64),
+    )
+    cost, gt_of_pred = matcher.cost(given), matcher.match(given)
+    rows, columns = linear_sum_assignment(cost.numpy())
+    matched = gt_of_pred >= 0
+    assert cost[gt_of_pred[matched], matched.nonzero()[:, 0]].sum().item() == pytest.approx(cost[rows, columns].sum())
+
+
+def test_wrong_settings():
+    with pytest.raises(ValueError, match="at least one term, got none"):
+        TermMatcher(())
+    with pytest.raises(ValueError, match="box_code must be one of"):
+        BoxCodeMatcher3D(box_code="streampetr")
