@@ -94,7 +94,8 @@ class SmallHead:
         labels = gt_bboxes.new_full((len(bbox_pred),), NUM_CLASSES, dtype=torch.long)
         labels[sampled.pos_inds] = gt_labels[sampled.pos_assigned_gt_inds]
         targets = torch.zeros_like(bbox_pred)[..., : gt_bboxes.size(1)]
-        targets[sampled.pos_inds] = sampled.pos_gt_bboxes
+        if len(sampled.pos_inds):
+            targets[sampled.pos_inds] = sampled.pos_gt_bboxes
         weights = torch.zeros_like(bbox_pred)
         weights[sampled.pos_inds] = 1.0
         return labels, targets, weights, sampled.pos_inds, sampled.neg_inds
