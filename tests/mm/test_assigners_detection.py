@@ -38,6 +38,15 @@ PUBLISHED = {
     "maskformer": [SOFTMAX, MASK_FOCAL, {**DICE, "weight": 1.0}],
     "mask2former": [{**SOFTMAX, "weight": 2.0}, MASK_CE, DICE],
 }
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope():
+    """As in a run of an mmdet config, whatever other tests left behind."""
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
+
+
 published = pytest.mark.parametrize("match_costs", PUBLISHED.values(), ids=PUBLISHED)
 
 
@@ -378,7 +387,7 @@ model = dict(train_cfg=dict(assigner=dict(type='BatchedHungarianAssigner')))
         ("dino/dino-4scale_r50_8xb2-12e_coco.py", PUBLISHED["deformable detr"]),
     ],
 )
-@pytest.mark.parametrize("scope", ["mmdet", "mmdet3d", None])
+@pytest.mark.parametrize("scope", ["mmdet", "mmdet3d"])
 def test_one_line_of_a_config(tmp_path, base, costs, scope):
     path = tmp_path / "config.py"
     path.write_text(CONFIG.format(base=base))

@@ -1,7 +1,7 @@
 """Overlap of rotated boxes: predictions [..., P, D] and objects [..., G, D] in, one number per pair [..., G, P] out.
 
 All leading dimensions broadcast. Every entry depends on its own two boxes only, so filler stays in its own rows. Memory
-is some twenty buffers of the result's size. Results carry no gradient.
+is some forty buffers of the result's size. Results carry no gradient.
 
 The area is a boundary integral. In the frame of the object, a rectangle of half sizes a and b, the prediction's
 vertical section at x is [l(x), u(x)], and what lies inside the object is clamp(u, -b, b) - clamp(l, -b, b). So the area
