@@ -232,6 +232,22 @@ def test_total_is_the_smallest():
     assert cost[gt_of_pred[matched], matched.nonzero()[:, 0]].sum().item() == pytest.approx(cost[rows, columns].sum())
 
 
+def test_every_term_counts_as_often_as_it_is_listed():
+    (logits, boxes), (gt_boxes, gt_labels) = predictions(MATCHERS[3], 2, 2), objects([3, 1])
+    given = MatchInputs(
+        logits,
+        gt_labels.tensor,
+        corners(boxes),
+        corners(gt_boxes.tensor),
+        torch.tensor([100.0, 80.0], dtype=torch.float64),
+    )
+    l1, overlap, focal = BoxL1Term(5.0, "xywh"), IoUTerm(2.0), ClassTerm(ClassCost())
+    softmax = ClassTerm(ClassCost(1.0, "softmax"))
+    for terms in ((l1,), (l1, overlap), (focal,), (l1, *[focal] * 2), (overlap, *[l1] * 6, softmax, focal, overlap)):
+        wanted = sum(term(given) for term in terms)
+        torch.testing.assert_close(TermMatcher(terms).cost(given), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_wrong_settings():
     with pytest.raises(ValueError, match="at least one term, got none"):
         TermMatcher(())

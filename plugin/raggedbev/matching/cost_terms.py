@@ -102,13 +102,17 @@ class BoxL1Term:
         if self.box_format not in ("xywh", "xyxy"):
             raise ValueError(f"box_format must be 'xywh' or 'xyxy', got {self.box_format!r}")
 
-    def __call__(self, inputs: MatchInputs) -> Tensor:
+    def coded(self, inputs: MatchInputs) -> tuple[Tensor, Tensor]:
+        """Predictions [..., P, 4] and objects [..., G, 4] whose distance counts."""
         boxes, gt_boxes, size = inputs.get(self, "boxes", "gt_boxes", "image_size")
         gt_boxes = gt_boxes.to(boxes.dtype)
         if self.box_format == "xywh":
             boxes, gt_boxes = costs.xyxy_to_cxcywh(boxes), costs.xyxy_to_cxcywh(gt_boxes)
         size = torch.cat([size, size], dim=-1).to(boxes.dtype).unsqueeze(-2)
-        return costs.l1_cost(boxes / size, gt_boxes / size).mul_(self.weight)
+        return boxes / size, gt_boxes / size
+
+    def __call__(self, inputs: MatchInputs) -> Tensor:
+        return costs.l1_cost(*self.coded(inputs)).mul_(self.weight)
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,28 @@ problem no pairs and says so in `status`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from raggedbev.matching import costs
 from raggedbev.matching.assignment import LinearAssignment, check_solver, linear_assignment
-from raggedbev.matching.bev_costs import bev_l1_cost
+from raggedbev.matching.bev_costs import centers_in_range
 from raggedbev.matching.box_codes import BOX_CODES, encode_box3d
-from raggedbev.matching.cost_terms import CostTerm, MatchInputs, widened
-from raggedbev.matching.costs import ClassCost
+from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, MatchInputs, widened
+from raggedbev.matching.costs import ClassCost, row_tensor
+from raggedbev.matching.fused import L1Term, MatchCost, match_cost
+from raggedbev.matching.hungarian import HungarianMatcher3D
 from raggedbev.matching.overlaps import box3d_iou
 from raggedbev.profiling.stages import stage
 from raggedbev.ragged.batch import RaggedBatch
 
 __all__ = ["BoxCodeMatcher3D", "OverlapAssignment", "TermMatcher", "TransFusionMatcher3D"]
+
+_MAX_DISTANCES = 4  # of `match_cost`
 
 
 @dataclass(frozen=True)
@@ -45,14 +50,35 @@ class TermMatcher:
         if not self.terms:
             raise ValueError("a match cost needs at least one term, got none")
 
+    def _split(self) -> tuple[ClassTerm | None, list[BoxL1Term], list[CostTerm]]:
+        """A class cost and the distances that are computed with it in one pass, and the other terms."""
+        class_term: ClassTerm | None = None
+        distances: list[BoxL1Term] = []
+        others: list[CostTerm] = []
+        has_class = any(isinstance(term, ClassTerm) for term in self.terms)
+        for term in self.terms:
+            if isinstance(term, ClassTerm) and class_term is None:
+                class_term = term
+            elif isinstance(term, BoxL1Term) and has_class and len(distances) < _MAX_DISTANCES:
+                distances.append(term)
+            else:
+                others.append(term)
+        return class_term, distances, others
+
     @torch.no_grad()
-    def cost(self, inputs: MatchInputs) -> Tensor:
-        """Match costs [..., G, P]."""
+    def cost(self, inputs: MatchInputs, num_gt: Tensor | None = None) -> Tensor:
+        """Match costs [..., G, P]; with `num_gt` [...], rows beyond are filler."""
         inputs = inputs.widened()
-        total = self.terms[0](inputs)
-        for term in self.terms[1:]:
-            total = total + term(inputs)
-        return total
+        class_term, distances, others = self._split()
+        costs: list[Tensor] = []
+        if class_term is not None:
+            logits, labels = inputs.get(class_term, "cls_logits", "gt_labels")
+            l1 = [L1Term(*term.coded(inputs), term.weight) for term in distances]
+            costs.append(
+                match_cost(logits, labels, class_term.cost, l1=l1, num_gt=num_gt, replace_nonfinite=False).cost
+            )
+        costs += [term(inputs) for term in others]
+        return functools.reduce(torch.add, costs)
 
     def match(self, inputs: MatchInputs) -> Tensor:
         """Object of each prediction of one sample [P] int64, -1 for background; ValueError where there is none."""
@@ -61,29 +87,26 @@ class TermMatcher:
     def assign_batch(self, inputs: MatchInputs, num_gt: Tensor) -> LinearAssignment:
         """Assignment of every leading index: inputs [..., B, ., .], objects per sample [B]."""
         with stage("cost"):
-            cost = self.cost(inputs)
+            cost = self.cost(inputs, num_gt)
         with stage("matching"):
             return linear_assignment(cost, num_gt, solver=self.solver)
 
 
 @dataclass(frozen=True)
-class BoxCodeMatcher3D:
+class BoxCodeMatcher3D(HungarianMatcher3D):
     """3D matching in the box codes of PETR, DETR3D and BEVFormer.
 
     Attributes:
         cls_cost: classification cost.
         reg_weight: weight of the L1 cost of coded boxes.
-        box_code: 'petr' or 'detr3d', see `encode_box3d`.
         solver: see `linear_assignment`.
+        box_code: 'petr' or 'detr3d', see `encode_box3d`.
     """
 
-    cls_cost: ClassCost = field(default_factory=ClassCost)
-    reg_weight: float = 0.25
     box_code: str = "detr3d"
-    solver: str = "auto"
 
     def __post_init__(self) -> None:
-        check_solver(self.solver)
+        super().__post_init__()
         if self.box_code not in BOX_CODES:
             raise ValueError(f"box_code must be one of {BOX_CODES}, got {self.box_code!r}")
 
@@ -93,7 +116,7 @@ class BoxCodeMatcher3D:
         return self.box_code == "petr"
 
     @torch.no_grad()
-    def cost(
+    def match_cost(
         self,
         cls_logits: Tensor,
         box_preds: Tensor,
@@ -101,7 +124,8 @@ class BoxCodeMatcher3D:
         gt_labels: Tensor,
         code_weights: Sequence[float] | Tensor | None = None,
         with_velo: bool = False,
-    ) -> Tensor:
+        num_gt: Tensor | None = None,
+    ) -> MatchCost:
         """Match costs.
 
         Args:
@@ -111,53 +135,37 @@ class BoxCodeMatcher3D:
             gt_labels: [..., G] int64.
             code_weights: factor of each box coordinate, as many as `box_preds` has; none: 1.
             with_velo: whether velocity counts; otherwise the first eight coordinates do.
+            num_gt: [...] objects per sample; none: G.
 
         Returns:
             [..., G, P].
         """
-        cls_logits, box_preds = widened(cls_logits), widened(box_preds)
+        box_preds = widened(box_preds)
         targets = encode_box3d(gt_boxes.to(box_preds.dtype), self.box_code)
-        num_dims = 10 if with_velo else 8
-        if min(box_preds.shape[-1], targets.shape[-1]) < num_dims:
+        width = 10 if with_velo else 8
+        if min(box_preds.shape[-1], targets.shape[-1]) < width:
             raise ValueError(
-                f"coded boxes must have at least {num_dims} columns when with_velo is {with_velo}, "
+                f"coded boxes must have at least {width} columns when with_velo is {with_velo}, "
                 f"got {box_preds.shape[-1]} predicted and {targets.shape[-1]} of the ground truth"
             )
-        if code_weights is not None:
-            code_weights = costs.row_tensor(code_weights, box_preds)[..., :num_dims]
-        reg = costs.box3d_l1_cost(
-            box_preds[..., :num_dims], targets[..., :num_dims], weight=self.reg_weight, code_weights=code_weights
+        factors = None if code_weights is None else row_tensor(code_weights, box_preds)
+        if factors is not None:
+            if factors.shape != box_preds.shape[-1:]:
+                raise ValueError(f"code_weights must have {box_preds.shape[-1]} entries, got {tuple(factors.shape)}")
+            factors = factors[:width]
+        l1 = L1Term(box_preds[..., :width], targets[..., :width], self.reg_weight, factors)
+        return match_cost(
+            cls_logits, gt_labels, self.cls_cost, l1=[l1], num_gt=num_gt, replace_nonfinite=self.replaces_nonfinite
         )
-        total = reg.add_(self.cls_cost(cls_logits, gt_labels))
-        return costs.replace_nonfinite_(total) if self.replaces_nonfinite else total
 
-    def match(
-        self,
-        cls_logits: Tensor,
-        box_preds: Tensor,
-        gt_boxes: Tensor,
-        gt_labels: Tensor,
-        code_weights: Sequence[float] | Tensor | None = None,
-        with_velo: bool = False,
-    ) -> Tensor:
-        """Object of each prediction of one sample [P] int64, -1 for background; arguments as in `cost`."""
-        cost = self.cost(cls_logits, box_preds, gt_boxes, gt_labels, code_weights, with_velo)
+    def match(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Object of each prediction of one sample [P] int64, -1 for background; arguments as in `match_cost`.
+
+        Raises:
+            ValueError: with 'detr3d', costs with NaN or -inf, or +inf that leaves an object without a prediction.
+        """
+        cost = self.cost(*args, **kwargs)
         return linear_assignment(cost, solver=self.solver, check=not self.replaces_nonfinite).gt_of_pred
-
-    def assign_batch(
-        self,
-        cls_logits: Tensor,
-        box_preds: Tensor,
-        gt_boxes: RaggedBatch,
-        gt_labels: RaggedBatch,
-        code_weights: Sequence[float] | Tensor | None = None,
-        with_velo: bool = False,
-    ) -> LinearAssignment:
-        """Assignment of every leading index and sample; arguments as in `cost`, ground truth [B, G, .], [B, G]."""
-        with stage("cost"):
-            cost = self.cost(cls_logits, box_preds, gt_boxes.tensor, gt_labels.tensor, code_weights, with_velo)
-        with stage("matching"):
-            return linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +203,13 @@ class TransFusionMatcher3D:
 
     @torch.no_grad()
     def cost_and_overlaps(
-        self, cls_logits: Tensor, boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, pc_range: Sequence[float]
+        self,
+        cls_logits: Tensor,
+        boxes: Tensor,
+        gt_boxes: Tensor,
+        gt_labels: Tensor,
+        pc_range: Sequence[float],
+        num_gt: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Match costs and 3D IoU, both [..., G, P].
 
@@ -205,11 +219,13 @@ class TransFusionMatcher3D:
             gt_boxes: [..., G, 7 or more] ground truth (leading dimensions broadcast).
             gt_labels: [..., G] int64.
             pc_range: lowest x, y, z and highest x, y, z (m), host numbers.
+            num_gt: [...] objects per sample; none: G.
         """
-        cls_logits, boxes = widened(cls_logits), widened(boxes)
+        boxes = widened(boxes)
         overlaps = box3d_iou(boxes, gt_boxes, z_origin="bottom")
-        cost = bev_l1_cost(boxes, gt_boxes, pc_range, weight=self.reg_weight)
-        cost = cost + self.cls_cost(cls_logits, gt_labels)
+        centers = centers_in_range(boxes, pc_range), centers_in_range(gt_boxes.to(boxes.dtype), pc_range)
+        l1 = L1Term(*centers, self.reg_weight)
+        cost = match_cost(cls_logits, gt_labels, self.cls_cost, l1=[l1], num_gt=num_gt, replace_nonfinite=False).cost
         return cost - overlaps * self.iou_weight, overlaps
 
     def match(
@@ -230,7 +246,9 @@ class TransFusionMatcher3D:
     ) -> OverlapAssignment:
         """Assignment of every leading index and sample; arguments as in `cost_and_overlaps`, ground truth [B, G, .]."""
         with stage("cost"):
-            cost, overlaps = self.cost_and_overlaps(cls_logits, boxes, gt_boxes.tensor, gt_labels.tensor, pc_range)
+            cost, overlaps = self.cost_and_overlaps(
+                cls_logits, boxes, gt_boxes.tensor, gt_labels.tensor, pc_range, gt_boxes.sample_sizes
+            )
         with stage("matching"):
             found = linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
         return OverlapAssignment(

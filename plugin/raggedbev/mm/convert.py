@@ -165,7 +165,7 @@ def matcher_3d(
     if box_code == "streampetr":
         return HungarianMatcher3D(class_cost, reg["weight"], solver)
     if box_code in BOX_CODES:
-        return BoxCodeMatcher3D(class_cost, reg["weight"], box_code, solver)
+        return BoxCodeMatcher3D(class_cost, reg["weight"], solver, box_code)
     raise ValueError(f"box_code must be one of {('streampetr', *BOX_CODES)}, got {box_code!r}")
 
 
