@@ -41,6 +41,16 @@ TORCH_LIBRARY(raggedbev, m) {
       "linear_assignment(Tensor cost, Tensor num_gt, bool last_resort, bool duals) "
       "-> (Tensor pred_of_gt, Tensor gt_of_pred, Tensor status, Tensor dual_of_gt, Tensor dual_of_pred)",
       {at::Tag::pt2_compliant_tag});
+
+  // Logits [S, R, C], labels [S, R]: see plugin/raggedbev/losses/class_loss.py.
+  m.def(
+      "class_loss_sums(Tensor logits, Tensor labels, Tensor? quality, Tensor? valid, float alpha, float gamma) "
+      "-> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "class_loss_slopes(Tensor slopes, Tensor logits, Tensor labels, Tensor? quality, Tensor? valid, float alpha, "
+      "float gamma) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
 }
 
 // Importing raggedbev._C loads the shared object, which runs the registrations; the module itself is empty.
