@@ -60,6 +60,7 @@ def load_operator(
     fallback: Callable[..., R],
     fake: Callable[..., R],
     vmap: Callable[[Callable[..., R]], Callable[..., Any]] | None = None,
+    gradient: tuple[Callable[..., None], Callable[..., Any]] | None = None,
 ) -> Callable[..., R]:
     """The operator `name`: compiled where it was built for the device of its arguments, plain torch elsewhere.
 
@@ -68,6 +69,8 @@ def load_operator(
         fallback: plain torch with the schema's arguments; used on every device that has no compiled kernel.
         fake: shapes and types of the results, from shapes and types only (`torch.compile`, `torch.export`).
         vmap: makes the operator's batching rule (see `torch.library.register_vmap`) from the operator.
+        gradient: what is saved for the backward pass, and that pass (see `torch.library.register_autograd`); none for
+            operators without gradient, or with one in C++.
 
     Returns:
         A callable with the schema's positional arguments. The plain torch path warns once per operator and device type.
@@ -87,6 +90,8 @@ def load_operator(
     torch.library.impl(qualified_name, "CompositeExplicitAutograd")(slow_path)
     if vmap is not None and hasattr(torch.library, "register_vmap"):  # torch >= 2.5
         torch.library.register_vmap(qualified_name, vmap(operator))
+    if gradient is not None:
+        torch.library.register_autograd(qualified_name, gradient[1], setup_context=gradient[0])
     return operator
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from raggedbev.heatmap.targets import focal_head_heatmap
+from raggedbev.losses.class_loss import quality_focal_loss_sums
 from raggedbev.losses.ground_truth import GroundTruth2D
 from raggedbev.losses.set_prediction import (
     ReduceMean,
@@ -21,7 +22,7 @@ from raggedbev.losses.set_prediction import (
     mean_over_ranks,
     widened,
 )
-from raggedbev.losses.terms import AVG_FACTOR_EPS, aligned_iou, gaussian_focal_loss, giou_loss, quality_focal_loss
+from raggedbev.losses.terms import AVG_FACTOR_EPS, aligned_iou, gaussian_focal_loss, giou_loss
 from raggedbev.matching.costs import cxcywh_to_xyxy, row_tensor, xyxy_to_cxcywh
 from raggedbev.profiling.stages import stage
 
@@ -138,7 +139,8 @@ def focal_head_loss(
         weight = matched.to(box_preds.dtype)
     with stage("loss terms"):
         centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
-        cls_sum = quality_focal_loss(cls_logits, labels, quality, config.beta).sum()
+        all_images = (cls_logits.flatten(0, 1), labels.flatten(), quality.flatten())
+        cls_sum = quality_focal_loss_sums(*(rows.unsqueeze(0) for rows in all_images), beta=config.beta)[0]
         bbox_sum = ((box_preds - boxes).abs() * weight.unsqueeze(-1)).sum()
         iou_sum = (giou_loss(pred_px, target_px) * weight).sum()
         center_sum = ((center_preds - centers).abs() * weight.unsqueeze(-1)).sum()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raggedbev.losses.class_loss import focal_loss_sums
 from raggedbev.losses.denoising import DenoisingOutput
 from raggedbev.losses.ground_truth import GroundTruth3D
 from raggedbev.losses.set_prediction import (
@@ -23,10 +24,9 @@ from raggedbev.losses.set_prediction import (
     masked_l1_sum,
     mean_over_ranks,
     num_matched,
-    prediction_sum,
     widened,
 )
-from raggedbev.losses.terms import AVG_FACTOR_EPS, sigmoid_focal_loss
+from raggedbev.losses.terms import AVG_FACTOR_EPS
 from raggedbev.matching.costs import normalize_box3d, row_tensor
 from raggedbev.profiling.stages import stage
 
@@ -135,7 +135,7 @@ def streampetr_loss(
         targets = normalize_box3d(gt.boxes.tensor.to(box_preds.dtype))  # [B, G, 10]
         matched_preds, keep = gather_predictions(assignment, box_preds)
     with stage("loss terms"):
-        cls_sum = prediction_sum(sigmoid_focal_loss(cls_logits, labels, config.cls.alpha, config.cls.gamma))
+        cls_sum = focal_loss_sums(cls_logits, labels, alpha=config.cls.alpha, gamma=config.cls.gamma)
         bbox_sum = masked_l1_sum(matched_preds, targets, keep & targets.isfinite().all(-1), code_weights)
         losses = _named(
             _normalised(cls_sum, cls_counts[:num_layers], config.cls.weight),
@@ -169,14 +169,18 @@ def _denoising_losses(
 ) -> dict[str, Tensor]:
     """Losses of the valid denoising queries; positions without an object are masked on the way in and out."""
     queries, boxes = dn.queries, widened(dn.box_preds)
-    valid = queries.valid.unsqueeze(-1)  # [B, P, 1]
-    logits = torch.where(valid, widened(dn.cls_logits), 0.0)
-    cls = sigmoid_focal_loss(logits, queries.known_labels, config.cls.alpha, config.cls.gamma)
+    cls_sum = focal_loss_sums(
+        widened(dn.cls_logits),
+        queries.known_labels,
+        valid=queries.valid,
+        alpha=config.cls.alpha,
+        gamma=config.cls.gamma,
+    )
     targets = normalize_box3d(queries.known_boxes.to(boxes.dtype))  # [B, P, 10]
     keep = queries.valid & targets.isfinite().all(-1)
     bbox_sum = masked_l1_sum(boxes, targets, keep.expand(boxes.shape[:-1]), code_weights)
     return _named(
-        config.dn_weight * _normalised(prediction_sum(cls * valid), cls_count, config.cls.weight),
+        config.dn_weight * _normalised(cls_sum, cls_count, config.cls.weight),
         config.dn_weight * _normalised(bbox_sum, bbox_count, config.bbox_weight),
         prefix="dn_",
     )
