@@ -18,11 +18,13 @@ from raggedbev.losses.ground_truth import GroundTruth2D
 from raggedbev.losses.set_prediction import (
     ReduceMean,
     class_targets,
+    gather_predictions,
     gather_targets,
     mean_over_ranks,
     widened,
 )
 from raggedbev.losses.terms import AVG_FACTOR_EPS, aligned_iou, gaussian_focal_loss, giou_loss
+from raggedbev.matching.assignment import LinearAssignment
 from raggedbev.matching.costs import cxcywh_to_xyxy, row_tensor, xyxy_to_cxcywh
 from raggedbev.profiling.stages import stage
 
@@ -124,26 +126,26 @@ def focal_head_loss(
         cls_logits.detach(), box_preds.detach(), center_preds.detach(), gt.boxes, gt.labels, gt.centers, pad_shape
     )
     with stage("targets"):
-        matched = assignment.gt_of_pred >= 0  # [I, T]
-        count = matched.sum().to(cls_logits.dtype)
+        count = (assignment.gt_of_pred >= 0).sum().to(cls_logits.dtype)
         mean_count = mean_over_ranks(count.reshape(1), reduce_mean)[0].clamp(min=1) + AVG_FACTOR_EPS
         size = row_tensor((pad_shape[1], pad_shape[0]) * 2, box_preds)  # [4]
-        gt_boxes = xyxy_to_cxcywh(gt.boxes.tensor.to(size.dtype) / size)
-        gt_centers = gt.centers.tensor.to(size.dtype) / size[:2]
-        boxes, centers = gather_targets(assignment, gt_boxes), gather_targets(assignment, gt_centers)  # [I, T, 4 and 2]
         labels = class_targets(assignment, gt.labels, config.num_classes)
-        pred_px, target_px = cxcywh_to_xyxy(box_preds) * size, cxcywh_to_xyxy(boxes) * size
+        keep, boxes, gt_boxes = _pairs(
+            assignment, box_preds, xyxy_to_cxcywh(gt.boxes.tensor.to(size.dtype) / size)
+        )  # [I, G, 4]
+        _, centers, gt_centers = _pairs(assignment, center_preds, gt.centers.tensor.to(size.dtype) / size[:2])
+        pred_px, target_px = cxcywh_to_xyxy(boxes) * size, cxcywh_to_xyxy(gt_boxes) * size
         with torch.no_grad():
-            quality = aligned_iou(pred_px, target_px)
+            quality = gather_targets(assignment, aligned_iou(pred_px, target_px).unsqueeze(-1)).squeeze(-1)  # [I, T]
             heatmap = focal_head_heatmap(gt.boxes, gt.centers, pad_shape, config.stride).flatten(1).unsqueeze(-1)
-        weight = matched.to(box_preds.dtype)
     with stage("loss terms"):
         centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
         all_images = (cls_logits.flatten(0, 1), labels.flatten(), quality.flatten())
         cls_sum = quality_focal_loss_sums(*(rows.unsqueeze(0) for rows in all_images), beta=config.beta)[0]
-        bbox_sum = ((box_preds - boxes).abs() * weight.unsqueeze(-1)).sum()
-        iou_sum = (giou_loss(pred_px, target_px) * weight).sum()
-        center_sum = ((center_preds - centers).abs() * weight.unsqueeze(-1)).sum()
+        # Unmatched tokens count only where they are not finite: 0 times a number, or NaN, in losses and gradients.
+        bbox_sum = (boxes - gt_boxes).abs().sum() + (box_preds.abs() * 0).sum()
+        iou_sum = torch.where(keep, giou_loss(pred_px, target_px), 0.0).sum() + (box_preds.sum(-1).square() * 0).sum()
+        center_sum = (centers - gt_centers).abs().sum() + (center_preds.abs() * 0).sum()
         return {
             "enc_loss_cls": cls_sum / (count.clamp(min=1) + AVG_FACTOR_EPS) * config.cls_weight,
             "enc_loss_bbox": bbox_sum / mean_count * config.bbox_weight,
@@ -151,3 +153,10 @@ def focal_head_loss(
             "centers2d_losses": center_sum / mean_count * config.center_weight,
             "centerness_losses": centerness.sum() / mean_count * config.centerness_weight,
         }
+
+
+def _pairs(assignment: LinearAssignment, preds: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which objects have a prediction [I, G], and both sides [I, G, D]; zero where there is none."""
+    found, keep = gather_predictions(assignment, preds)
+    rows = keep.unsqueeze(-1)
+    return keep, torch.where(rows, found, 0.0), torch.where(rows, targets, 0.0)
