@@ -134,6 +134,18 @@ def test_leading_dimensions_broadcast_and_filler_stays_in_its_row(term):
 
 
 @pytest.mark.parametrize("term", TERMS, ids=repr)
+def test_autocast_changes_nothing(term):
+    given = inputs(2).widened()
+    given = MatchInputs(
+        **{name: value.float() if value.is_floating_point() else value for name, value in vars(given).items()}
+    )
+    wanted = term(given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = term(given)
+    assert found.dtype == torch.float32 and torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("term", TERMS, ids=repr)
 def test_missing_input_is_named(term):
     with pytest.raises(ValueError, match=rf"{type(term).__name__} needs (cls_logits|boxes|masks), and there is none"):
         term(MatchInputs())

@@ -119,6 +119,20 @@ def test_nothing_waits_for_the_device(matcher):
     assert dict(syncs.by_kind) == {}
 
 
+@pytest.mark.skipif(not _extension.COMPILED, reason="SciPy's solver is no part of a graph")
+@every_matcher
+def test_compiles_without_a_graph_break(matcher):
+    sizes = [3, 0, 12]
+    preds, (boxes, labels) = predictions(matcher, 2, len(sizes)), objects(sizes)
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def compiled(preds, boxes, labels):
+        return call(matcher, preds, boxes, labels, boxes.sample_sizes)[0]
+
+    wanted = call(matcher, preds, boxes, labels, boxes.sample_sizes)[0]
+    assert torch.equal(compiled(preds, boxes, labels), wanted)
+
+
 @pytest.mark.parametrize("code", ["petr", "detr3d"])
 def test_first_eight_numbers_count_unless_velocity_is_asked_for(code):
     matcher = BoxCodeMatcher3D(box_code=code)
@@ -242,8 +256,15 @@ def test_every_term_counts_as_often_as_it_is_listed():
         torch.tensor([100.0, 80.0], dtype=torch.float64),
     )
     l1, overlap, focal = BoxL1Term(5.0, "xywh"), IoUTerm(2.0), ClassTerm(ClassCost())
-    softmax = ClassTerm(ClassCost(1.0, "softmax"))
-    for terms in ((l1,), (l1, overlap), (focal,), (l1, *[focal] * 2), (overlap, *[l1] * 6, softmax, focal, overlap)):
+    softmax, plain_iou = ClassTerm(ClassCost(1.0, "softmax")), IoUTerm(3.0, "iou")
+    for terms in (
+        (l1,),
+        (l1, overlap),
+        (focal,),
+        (overlap, focal),
+        (l1, *[focal] * 2),
+        (plain_iou, overlap, *[l1] * 6, softmax, focal, overlap),
+    ):
         wanted = sum(term(given) for term in terms)
         torch.testing.assert_close(TermMatcher(terms).cost(given), wanted, rtol=1e-12, atol=1e-12)
 

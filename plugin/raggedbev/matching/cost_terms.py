@@ -136,10 +136,16 @@ class IoUTerm:
         return costs.iou_cost(boxes, gt_boxes.to(boxes.dtype), weight=self.weight, iou_mode=self.iou_mode)
 
 
+def _products(gt_masks: Tensor, masks: Tensor) -> Tensor:
+    """Sums of products over points, not shortened by autocast: [..., G, N], [..., P, N] -> [..., G, P]."""
+    with torch.autocast(masks.device.type, enabled=False):
+        return gt_masks @ masks.transpose(-1, -2)
+
+
 def _match_points(on: Tensor, off: Tensor, gt_masks: Tensor) -> Tensor:
     """Sum over points of `on` inside and `off` outside the object: [..., P, N] twice, [..., G, N] -> [..., G, P]."""
     gt_masks = gt_masks.to(on.dtype)
-    return gt_masks @ on.transpose(-1, -2) + (1 - gt_masks) @ off.transpose(-1, -2)
+    return _products(gt_masks, on) + _products(1 - gt_masks, off)
 
 
 @dataclass(frozen=True)
@@ -197,7 +203,7 @@ class MaskDiceTerm:
         masks, gt_masks = inputs.get(self, "masks", "gt_masks")
         masks = masks.sigmoid() if self.pred_act else masks
         gt_masks = gt_masks.to(masks.dtype)
-        shared = 2 * (gt_masks @ masks.transpose(-1, -2))
+        shared = 2 * _products(gt_masks, masks)
         if not self.naive_dice:
             masks, gt_masks = masks.square(), gt_masks.square()
         whole = gt_masks.sum(-1).unsqueeze(-1) + masks.sum(-1).unsqueeze(-2)

@@ -20,9 +20,9 @@ from torch import Tensor
 from raggedbev.matching.assignment import LinearAssignment, check_solver, linear_assignment
 from raggedbev.matching.bev_costs import centers_in_range
 from raggedbev.matching.box_codes import BOX_CODES, encode_box3d
-from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, MatchInputs, widened
-from raggedbev.matching.costs import ClassCost, row_tensor
-from raggedbev.matching.fused import L1Term, MatchCost, match_cost
+from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, IoUTerm, MatchInputs, widened
+from raggedbev.matching.costs import ClassCost, row_tensor, xyxy_to_cxcywh
+from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.matching.hungarian import HungarianMatcher3D
 from raggedbev.matching.overlaps import box3d_iou
 from raggedbev.profiling.stages import stage
@@ -31,6 +31,12 @@ from raggedbev.ragged.batch import RaggedBatch
 __all__ = ["BoxCodeMatcher3D", "OverlapAssignment", "TermMatcher", "TransFusionMatcher3D"]
 
 _MAX_DISTANCES = 4  # of `match_cost`
+
+
+def _overlap_in_pixels(term: IoUTerm, inputs: MatchInputs) -> OverlapTerm:
+    """The term as `match_cost` takes it, in units of a pixel."""
+    boxes, gt_boxes = inputs.get(term, "boxes", "gt_boxes")
+    return OverlapTerm(xyxy_to_cxcywh(boxes), gt_boxes, boxes.new_ones(2), term.weight, term.iou_mode)
 
 
 @dataclass(frozen=True)
@@ -50,10 +56,15 @@ class TermMatcher:
         if not self.terms:
             raise ValueError("a match cost needs at least one term, got none")
 
-    def _split(self) -> tuple[ClassTerm | None, list[BoxL1Term], list[CostTerm]]:
-        """A class cost and the distances that are computed with it in one pass, and the other terms."""
+    def _split(self) -> tuple[ClassTerm | None, list[BoxL1Term], IoUTerm | None, list[CostTerm]]:
+        """A class cost, the distances and the overlap that are computed with it in one pass, and the other terms.
+
+        The overlap is GIoU only: the pass takes centres and sizes, and a box with an infinite corner has none, which
+        GIoU makes NaN anyway and IoU does not.
+        """
         class_term: ClassTerm | None = None
         distances: list[BoxL1Term] = []
+        overlap: IoUTerm | None = None
         others: list[CostTerm] = []
         has_class = any(isinstance(term, ClassTerm) for term in self.terms)
         for term in self.terms:
@@ -61,24 +72,32 @@ class TermMatcher:
                 class_term = term
             elif isinstance(term, BoxL1Term) and has_class and len(distances) < _MAX_DISTANCES:
                 distances.append(term)
+            elif isinstance(term, IoUTerm) and has_class and overlap is None and term.iou_mode == "giou":
+                overlap = term
             else:
                 others.append(term)
-        return class_term, distances, others
+        return class_term, distances, overlap, others
 
     @torch.no_grad()
     def cost(self, inputs: MatchInputs, num_gt: Tensor | None = None) -> Tensor:
         """Match costs [..., G, P]; with `num_gt` [...], rows beyond are filler."""
         inputs = inputs.widened()
-        class_term, distances, others = self._split()
-        costs: list[Tensor] = []
+        class_term, distances, overlap, others = self._split()
+        total: list[Tensor] = []
         if class_term is not None:
             logits, labels = inputs.get(class_term, "cls_logits", "gt_labels")
-            l1 = [L1Term(*term.coded(inputs), term.weight) for term in distances]
-            costs.append(
-                match_cost(logits, labels, class_term.cost, l1=l1, num_gt=num_gt, replace_nonfinite=False).cost
+            fused = match_cost(
+                logits,
+                labels,
+                class_term.cost,
+                l1=[L1Term(*term.coded(inputs), term.weight) for term in distances],
+                overlap=None if overlap is None else _overlap_in_pixels(overlap, inputs),
+                num_gt=num_gt,
+                replace_nonfinite=False,
             )
-        costs += [term(inputs) for term in others]
-        return functools.reduce(torch.add, costs)
+            total.append(fused.cost)
+        total += [term(inputs) for term in others]
+        return functools.reduce(torch.add, total)
 
     def match(self, inputs: MatchInputs) -> Tensor:
         """Object of each prediction of one sample [P] int64, -1 for background; ValueError where there is none."""
