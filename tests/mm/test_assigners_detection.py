@@ -230,6 +230,11 @@ def test_wrong_costs_are_named(match_costs, message):
         BatchedHungarianAssigner(match_costs)
 
 
+def test_scopes_of_inherited_configs_are_ignored():
+    costs = [{**FOCAL, "type": "mmdet.FocalLossCost", "_scope_": "mmdet"}, {**L1, "_scope_": "mmdet"}]
+    assert ours(costs).matcher == ours([FOCAL, L1]).matcher
+
+
 def test_wrong_input():
     preds, truth, meta = image(3, (90, 120))
     with pytest.raises(ValueError, match="solver must be one of"):
