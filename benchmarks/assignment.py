@@ -1,22 +1,35 @@
-"""Time the native assignment solver against a loop over SciPy's, and lapx's batch solver where it is installed.
+"""Time the native assignment solver against a loop over SciPy's and the batch solvers that are installed.
 
     python benchmarks/assignment.py --json work_dirs/bench/assignment-cpu.json
-    python benchmarks/assignment.py --problems 48 --shapes 60x428 --kinds crowded
+    python benchmarks/assignment.py --threads 1 2 --kinds crowded --shapes 48x60x428
+    python benchmarks/assignment.py --study small          # one to six problems of few objects: what a call costs
+    python benchmarks/assignment.py --study growth --json work_dirs/bench/growth.json --plot work_dirs/bench/growth.png
+    python benchmarks/assignment.py --device cuda --json work_dirs/bench/assignment-cuda.json
 
-Every kind of cost and shape is one line: medians in ms for the whole batch, in float32 on the CPU, the solvers taking
-turns; total costs must agree before anything is timed. Kinds: 'random' uniform costs; 'trained' one close prediction
-per object; 'crowded' all objects within a few metres, which compete for the same predictions.
+A line is one kind of cost and one shape, problems x objects x predictions in float32: medians in ms for the whole
+batch, the solvers taking turns. Total costs must agree before anything is timed. In brackets: how many times slower
+than the native solver on as many threads. Kinds: 'random' uniform costs; 'trained' one close prediction per object;
+'crowded' all objects within a few metres, which compete for the same predictions.
+
+Peers: SciPy's solver, one problem after the other (on CUDA with the copies to the host and back); lapx's batch solver
+where lapx is installed; on CUDA torch-linear-assignment where that is installed. A peer that would need more than
+--budget seconds for a line is left out of it.
+
+Growth: time against the number of objects, of predictions and of problems, for all peers as far as the budget reaches.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
+import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,13 +37,44 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from raggedbev import linear_assignment
+from raggedbev.profiling.report import describe_machine, write_json
 
 KINDS = ("random", "trained", "crowded")
-SHAPES = ("10x900", "60x428", "100x900", "200x300", "200x900")
+TABLE = ("48x10x900", "48x60x428", "48x100x900", "48x200x300", "48x200x900", "8x60x20000")
+SMALL = tuple(f"{problems}x{objects}x{preds}" for problems in (1, 2, 6) for objects, preds in
+              ((1, 10), (1, 900), (5, 10), (5, 900), (10, 900), (60, 900)))  # fmt: skip
+GROWTH = {
+    "objects": tuple(f"48x{objects}x900" for objects in (5, 10, 20, 50, 100, 200, 400, 900)),
+    "predictions": tuple(f"8x60x{preds}" for preds in (100, 300, 900, 2000, 5000, 10000, 20000)),
+    "problems": tuple(f"{problems}x60x428" for problems in (1, 4, 16, 48, 128, 512, 1024, 4096)),
+}
+SHORTEST = 2e-3  # seconds that one measurement lasts at least
 
 
-def make_costs(kind: str, problems: int, num_gt: int, num_preds: int, seed: int) -> Tensor:
+@dataclass(frozen=True)
+class Shape:
+    """Size of a batch."""
+
+    problems: int
+    num_gt: int
+    num_preds: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        try:
+            return cls(*map(int, text.split("x")))
+        except (TypeError, ValueError):
+            raise argparse.ArgumentTypeError(
+                f"a shape is problems x objects x predictions, like 48x60x428, got {text}"
+            ) from None
+
+    def __str__(self) -> str:
+        return f"{self.problems}x{self.num_gt}x{self.num_preds}"
+
+
+def make_costs(kind: str, shape: Shape, seed: int) -> Tensor:
     """[problems, num_gt, num_preds] float32."""
+    problems, num_gt, num_preds = shape.problems, shape.num_gt, shape.num_preds
     generator = torch.Generator().manual_seed(seed)
     if kind == "random":
         return torch.rand(problems, num_gt, num_preds, generator=generator)
@@ -41,8 +85,12 @@ def make_costs(kind: str, problems: int, num_gt: int, num_preds: int, seed: int)
         own = torch.stack([torch.randperm(num_preds, generator=generator)[:num_gt] for _ in range(problems)])
         near = objects[:, : own.shape[1]] + 0.5 * torch.randn(problems, own.shape[1], 2, generator=generator)
         preds.scatter_(1, own.unsqueeze(-1).expand(-1, -1, 2), near)
-    distance = (objects.unsqueeze(2) - preds.unsqueeze(1)).abs().sum(-1)
-    return 0.5 * distance + 0.1 * torch.randn(problems, 1, num_preds, generator=generator)
+    cost = (objects[:, :, None, 0] - preds[:, None, :, 0]).abs_()
+    cost += (objects[:, :, None, 1] - preds[:, None, :, 1]).abs_()
+    return cost.mul_(0.5).add_(0.1 * torch.randn(problems, 1, num_preds, generator=generator))
+
+
+# ---- solvers: costs in, pred_of_gt [problems, num_gt] int64 with -1 for none out, on the device of the costs ---------
 
 
 def solve_native(cost: Tensor) -> Tensor:
@@ -50,83 +98,193 @@ def solve_native(cost: Tensor) -> Tensor:
 
 
 def solve_scipy(cost: Tensor) -> Tensor:
-    found = torch.full(cost.shape[:2], -1)
-    for pairs, matrix in zip(found, cost.numpy(), strict=True):
+    found = np.full(cost.shape[:2], -1)
+    for pairs, matrix in zip(found, cost.cpu().numpy(), strict=True):
         rows, columns = linear_sum_assignment(matrix)
-        pairs[torch.from_numpy(rows)] = torch.from_numpy(columns)
-    return found
+        pairs[rows] = columns
+    return torch.from_numpy(found).to(cost.device)
 
 
-def solvers() -> dict[str, Callable[[Tensor], Tensor]]:
-    """What is installed here."""
-    found = {"native": solve_native, "scipy": solve_scipy}
-    try:
-        from lap import lapjvr_batch
-    except ImportError:
-        return found
+def lapx_solver(threads: int) -> Callable[[Tensor], Tensor]:
+    from lap import lapjvr_batch
 
     def solve_lapx(cost: Tensor) -> Tensor:
-        _, rows, columns = lapjvr_batch(cost.numpy(), extend_cost=True, return_cost=True, n_threads=1)
-        pairs = torch.full(cost.shape[:2], -1)
-        for problem, (row, column) in enumerate(zip(rows, columns, strict=True)):
-            pairs[problem, torch.from_numpy(np.asarray(row))] = torch.from_numpy(np.asarray(column)).long()
-        return pairs
+        _, rows, columns = lapjvr_batch(cost.numpy(), extend_cost=True, return_cost=True, n_threads=threads)
+        found = np.full(cost.shape[:2], -1)
+        for pairs, row, column in zip(found, rows, columns, strict=True):
+            pairs[row] = column
+        return torch.from_numpy(found)
 
-    return {**found, "lapx": solve_lapx}
+    return solve_lapx
+
+
+def solve_torch_linear_assignment(cost: Tensor) -> Tensor:
+    from torch_linear_assignment import batch_linear_assignment
+
+    return batch_linear_assignment(cost).long()
+
+
+def on_threads(solve: Callable[[Tensor], Tensor], threads: int) -> Callable[[Tensor], Tensor]:
+    def solve_on_threads(cost: Tensor) -> Tensor:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        return solve(cost)
+
+    return solve_on_threads
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def solvers(device: torch.device, threads: list[int]) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What is installed here, the native solver first; its name has the number of threads when there are several."""
+    if device.type == "cuda":
+        arms = {"native": solve_native, "scipy": solve_scipy}
+        if version_of("torch-linear-assignment"):
+            arms["torch-linear-assignment"] = solve_torch_linear_assignment
+        return arms
+    arms = {}
+    for number in threads:
+        arms[f"native@{number}"] = on_threads(solve_native, number)
+    arms["scipy"] = solve_scipy
+    for number in threads if version_of("lapx") else []:
+        arms[f"lapx@{number}"] = lapx_solver(number)
+    return {name.replace("@1", ""): solve for name, solve in arms.items()} if threads == [1] else arms
+
+
+# ---- timing ----------------------------------------------------------------------------------------------------------
 
 
 def total_costs(cost: Tensor, pred_of_gt: Tensor) -> Tensor:
     """[problems] float64, of the matched pairs."""
-    matched = cost.double().gather(2, pred_of_gt.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    matched = cost.gather(2, pred_of_gt.clamp(min=0).unsqueeze(-1)).squeeze(-1).double()
     return torch.where(pred_of_gt >= 0, matched, 0.0).sum(-1)
 
 
-def time_case(cost: Tensor, repeats: int) -> dict[str, float]:
-    """Median milliseconds per solver."""
-    arms = solvers()
-    expected = total_costs(cost, arms["scipy"](cost))
+def seconds(solve: Callable[[Tensor], Tensor], cost: Tensor, calls: int = 1) -> float:
+    """Of one call, when `calls` are made."""
+    wait = torch.cuda.synchronize if cost.is_cuda else lambda: None
+    wait()
+    start = time.perf_counter()
+    for _ in range(calls):
+        solve(cost)
+    wait()
+    return (time.perf_counter() - start) / calls
+
+
+def time_case(
+    arms: dict[str, Callable[[Tensor], Tensor]], cost: Tensor, repeats: int, budget: float
+) -> dict[str, float]:
+    """Median milliseconds per solver, of those that stay within `budget` seconds."""
+    part = cost[: math.ceil(len(cost) / 16)]
+    calls, totals = {}, {}
     for name, solve in arms.items():
-        torch.testing.assert_close(total_costs(cost, solve(cost)), expected, msg=f"{name} is not optimal")
-    times: dict[str, list[float]] = {name: [] for name in arms}
+        solve(part)
+        if seconds(solve, part) * len(cost) / len(part) * (repeats + 2) <= budget or not totals:
+            totals[name] = total_costs(cost, solve(cost))
+            calls[name] = max(1, math.ceil(SHORTEST / seconds(solve, cost)))
+    least = torch.stack(list(totals.values())).amin(0)
+    for name, total in totals.items():
+        torch.testing.assert_close(total, least, msg=lambda text, name=name: f"{name} is not optimal: {text}")
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
-        for name, solve in arms.items():
-            start = time.perf_counter()
-            solve(cost)
-            times[name].append((time.perf_counter() - start) * 1e3)
+        for name in calls:
+            times[name].append(seconds(arms[name], cost, calls[name]) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def line(kind: str, shape: Shape, times: dict[str, float]) -> str:
+    """One row of the table."""
+    cells = []
+    for name, ms in times.items():
+        native = times.get("native@" + name.partition("@")[2], next(iter(times.values())))
+        slower = "" if name.startswith("native") else f" ({ms / native:.2f}x)"
+        cells.append(f"{name} {ms:.3f}{slower}")
+    threads = [ms for name, ms in times.items() if name.startswith("native")]
+    if len(threads) > 1:
+        cells.append(f"{threads[0] / threads[-1]:.2f}x by threads")
+    return f"{kind:8} {shape!s:12} " + "  ".join(cells)
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Time of a batch against objects, predictions and problems; a row per kind of cost, all axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = list(dict.fromkeys(row["kind"] for row in report["rows"]))
+    axes_of = {"objects": "num_gt", "predictions": "num_preds", "problems": "problems"}
+    fixed = {"objects": "48 problems, 900 predictions", "predictions": "8 problems, 60 objects",
+             "problems": "60 objects, 428 predictions"}  # fmt: skip
+    figure, panels = pyplot.subplots(
+        len(kinds), len(axes_of), figsize=(10, 2.6 * len(kinds)), sharey=True, squeeze=False, layout="constrained"
+    )
+    for panels_of_kind, kind in zip(panels, kinds, strict=True):
+        for panel, (axis, key) in zip(panels_of_kind, axes_of.items(), strict=True):
+            rows = [row for row in report["rows"] if row["kind"] == kind and row["axis"] == axis]
+            for number, name in enumerate(dict.fromkeys(name for row in rows for name in row["ms"])):
+                points = [(row[key], row["ms"][name]) for row in rows if name in row["ms"]]
+                panel.plot(*zip(*points, strict=True), "os^Dvx"[number % 6] + "-", markersize=3, label=name)
+            panel.set(xscale="log", yscale="log", xlabel=f"{axis} ({fixed[axis]})", title=kind)
+            panel.grid(alpha=0.3)
+        panels_of_kind[0].set_ylabel("ms for the batch")
+    panels[0][0].legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    pyplot.close(figure)
+
+
+# ---- program ---------------------------------------------------------------------------------------------------------
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", type=int, default=48, help="problems in a batch (default: 48)")
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, help="objects x predictions")
-    parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("--study", choices=("table", "small", "growth"), default="table")
+    parser.add_argument("--shapes", nargs="+", type=Shape.parse, help="problems x objects x predictions")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="default: all; for growth trained and crowded")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1], help="of native and lapx, CPU (default: 1)")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1, help="threads of the native solver (default: 1)")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds that a peer may take for a line")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--plot", type=Path, help="draw the growth here (needs matplotlib)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    report = {
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-        "threads": args.threads,
-        "problems": args.problems,
-        "rows": [],
-    }
-    for kind in args.kinds:
-        for shape in args.shapes:
-            num_gt, num_preds = (int(number) for number in shape.split("x"))
-            times = time_case(make_costs(kind, args.problems, num_gt, num_preds, args.seed), args.repeats)
-            report["rows"].append({"kind": kind, "shape": shape, "ms": times})
-            ratios = "  ".join(
-                f"{name} {ms:9.3f} ms ({ms / times['native']:5.1f}x)" for name, ms in times.items() if name != "native"
-            )
-            print(f"{kind:8} {args.problems} x {shape:8} native {times['native']:9.3f} ms  {ratios}", flush=True)
+    if args.plot and args.study != "growth":
+        parser.error("--plot draws --study growth")
+
+    device = torch.device(args.device)
+    torch.set_num_threads(args.threads[0])
+    arms = solvers(device, args.threads)
+    versions = {package: version_of(package) for package in ("scipy", "lapx", "torch-linear-assignment")}
+    report = describe_machine(device) | {"versions": versions, "threads": args.threads, "study": args.study}
+    installed = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+    print(f"{report['device']}, torch {report['torch']}, {installed}", flush=True)
+
+    if args.study == "growth":
+        shapes = {axis: tuple(map(Shape.parse, texts)) for axis, texts in GROWTH.items()}
+    else:
+        shapes = {"": tuple(map(Shape.parse, TABLE if args.study == "table" else SMALL))}
+    if args.shapes:
+        shapes = {axis: tuple(args.shapes) for axis in shapes}
+    rows = []
+    for kind in args.kinds or (("trained", "crowded") if args.study == "growth" else KINDS):
+        for axis, shapes_of_axis in shapes.items():
+            for shape in shapes_of_axis:
+                times = time_case(arms, make_costs(kind, shape, args.seed).to(device), args.repeats, args.budget)
+                rows.append({"kind": kind, "axis": axis, "shape": str(shape), **vars(shape), "ms": times})
+                print(line(kind, shape, times), flush=True)
+    report["rows"] = rows
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(report, args.json)
+    if args.plot:
+        plot(report, args.plot)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

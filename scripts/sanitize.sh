@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Builds the package with AddressSanitizer and UndefinedBehaviorSanitizer into build/sanitize, and runs the tests of the
-# compiled operators with it, indices and sizes far outside the tensors among them. The normal build is not touched.
-# Needs g++. Arguments go to pytest.
+# compiled operators with it, indices and sizes far outside the tensors among them: once the kernels of the CPU, once the
+# host twins of the device's kernels with their lanes in shuffled orders. Before that, ThreadSanitizer looks for syncs that
+# the assignment's kernels lack. The normal build is not touched. Needs g++. TWINS="0 1 shuffle:7" chooses what pytest
+# runs on; arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,6 +11,12 @@ python=$PWD/.venv/bin/python
 build=$PWD/build/sanitize
 flags="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all"
 mkdir -p "$build"
+
+g++ -std=c++17 -O1 -g -fsanitize=thread -I csrc tests/matching/races.cpp -o "$build/races"
+for seed in 1 2 3; do
+  RAGGEDBEV_HOST_TWIN=shuffle:$seed TSAN_OPTIONS=halt_on_error=1 "$build/races" $seed
+done
+
 CXX=g++ CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" RAGGEDBEV_CUDA=0 \
   "$python" setup.py --quiet egg_info --egg-base "$build" build --build-base "$build" --build-lib "$build/lib"
 
@@ -22,5 +30,8 @@ from raggedbev import _C
 if not _C.__file__.startswith('$build'):
     raise SystemExit(f'the build with sanitizers must be tested, but {_C.__file__} was loaded')"
 # What traces rather than runs kernels is left out: slow here, and nothing new for the sanitizers.
-"$python" -m pytest -p no:cacheprovider tests/ragged tests/heatmap tests/matching \
-  -k "not compile and not export and not opcheck and not inductor" "$@"
+for twin in ${TWINS:-0 shuffle}; do
+  echo "RAGGEDBEV_HOST_TWIN=$twin"
+  RAGGEDBEV_HOST_TWIN=$twin "$python" -m pytest -p no:cacheprovider tests/ragged tests/heatmap tests/matching \
+    -k "not compile and not export and not opcheck and not inductor" "$@"
+done

@@ -1,6 +1,7 @@
 // How kernels are written, once for both sides: as cells that know nothing of each other, and as groups of 32 lanes
-// that vote and add up together. A group is a warp on the device; its host twin goes through the lanes one by one, so
-// that the algorithms of the device run, and are tested, where there is none.
+// that vote and add up together. A group is a warp on the device. Its host twins go through the lanes one by one, or
+// run them side by side in a shuffled order (host_twin.h): the algorithms of the device run, and are tested, where
+// there is none.
 //
 // What a lane keeps across a vote lives in a Group::PerLane; what it does is a function of its number.
 #pragma once
@@ -8,6 +9,11 @@
 #include <cstdint>
 
 #include "common/macros.h"
+
+#if !defined(__CUDACC__)
+#include "common/fibers.h"
+#include "common/host_twin.h"
+#endif
 
 namespace raggedbev {
 
@@ -44,41 +50,41 @@ RAGGEDBEV_HOST_DEVICE inline int count_bits_below(uint32_t bits, int lane) {
   return count_bits(bits & ((uint32_t{1} << lane) - 1));
 }
 
-#if defined(__CUDACC__)
-
-class Warp {
+// A group whose lanes each run all of the code. Exchange: how they vote, and see each other's values.
+template <typename Exchange>
+class Lanes {
  public:
   template <typename T>
   class PerLane {
    public:
-    __device__ T& operator[](int) { return value_; }
+    RAGGEDBEV_KERNEL T& operator[](int) { return value_; }
 
    private:
     T value_;
   };
 
-  __device__ explicit Warp(int lane) : lane_(lane) {}
+  RAGGEDBEV_KERNEL explicit Lanes(int lane, Exchange exchange = {}) : lane_(lane), exchange_(exchange) {}
 
   template <typename Function>
-  __device__ void each(Function function) const {
+  RAGGEDBEV_KERNEL void each(Function function) const {
     function(lane_);
   }
 
   // Bit l: whether predicate(l) holds.
   template <typename Predicate>
-  __device__ uint32_t ballot(Predicate predicate) const {
-    return __ballot_sync(0xffffffffu, predicate(lane_));
+  RAGGEDBEV_KERNEL uint32_t ballot(Predicate predicate) const {
+    return exchange_.ballot(lane_, predicate(lane_));
   }
 
   // What the lanes wrote before is seen by all of them after.
-  __device__ void sync() const { __syncwarp(); }
+  RAGGEDBEV_KERNEL void sync() const { exchange_.sync(lane_); }
 
   // Smallest of the lanes' values, known to all.
   template <typename T>
-  __device__ T minimum(PerLane<T>& values) const {
+  RAGGEDBEV_KERNEL T minimum(PerLane<T>& values) const {
     T lowest = values[lane_];
     for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-      const T other = __shfl_xor_sync(0xffffffffu, lowest, offset);
+      const T other = exchange_.other(lane_, lowest, offset);
       lowest = other < lowest ? other : lowest;
     }
     return lowest;
@@ -86,19 +92,42 @@ class Warp {
 
   // Sum over the lanes as a tree: first l and l + 16, then l and l + 8, ... Lane 0 holds it; `values` are used up.
   template <typename T>
-  __device__ T tree_sum(PerLane<T>& values) const {
+  RAGGEDBEV_KERNEL T tree_sum(PerLane<T>& values) const {
     for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-      values[lane_] += __shfl_down_sync(0xffffffffu, values[lane_], offset);
+      values[lane_] += exchange_.above(lane_, values[lane_], offset);
     }
     return values[lane_];
   }
 
  private:
   int lane_;
+  Exchange exchange_;
 };
+
+#if defined(__CUDACC__)
+
+struct WarpExchange {
+  __device__ void sync(int) const { __syncwarp(); }
+  __device__ uint32_t ballot(int, bool vote) const { return __ballot_sync(0xffffffffu, vote); }
+
+  // Value of lane ^ offset.
+  template <typename T>
+  __device__ T other(int, T value, int offset) const {
+    return __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+
+  // Value of lane + offset, where there is such a lane.
+  template <typename T>
+  __device__ T above(int, T value, int offset) const {
+    return __shfl_down_sync(0xffffffffu, value, offset);
+  }
+};
+
+using Warp = Lanes<WarpExchange>;
 
 #else
 
+// The lanes one after the other, without stacks of their own: what is not in a function for `each` runs once.
 class HostGroup {
  public:
   template <typename T>
@@ -140,9 +169,55 @@ class HostGroup {
   }
 };
 
+#if defined(RAGGEDBEV_HAS_FIBERS)
+
+struct FiberExchange {
+  Fibers* fibers = nullptr;
+
+  void sync(int lane) const { fibers->meet(lane, Fibers::kSync, 0); }
+
+  uint32_t ballot(int lane, bool vote) const {
+    fibers->meet(lane, Fibers::kBallot, vote);
+    uint32_t bits = 0;
+    for (int l = 0; l < kLanes; ++l) bits |= uint32_t{fibers->value_of<bool>(l)} << l;
+    return bits;
+  }
+
+  template <typename T>
+  T other(int lane, T value, int offset) const {
+    fibers->meet(lane, Fibers::kExchange, value);
+    return fibers->value_of<T>(lane ^ offset);
+  }
+
+  template <typename T>
+  T above(int lane, T value, int offset) const {
+    fibers->meet(lane, Fibers::kExchange, value);
+    return fibers->value_of<T>(lane + offset < kLanes ? lane + offset : lane);
+  }
+};
+
+using FiberGroup = Lanes<FiberExchange>;
+
+// Every lane goes through the tasks as fast as the meetings let it, as the threads of a warp do.
+template <typename Task>
+void run_groups_shuffled(const Task& task, int64_t tasks) {
+  std::mt19937_64& random = shuffle_draws();
+  const std::vector<int64_t> order = draw_order(tasks, random);
+  Fibers fibers(kLanes, random);
+  fibers.run([&](int lane) {
+    for (const int64_t number : order) task(FiberGroup(lane, {&fibers}), number);
+  });
+}
+
+#endif
+
 // The host twins of launch_cells and launch_groups (launch.cuh).
 template <typename Cell>
 void run_cells(const Cell& cell, int64_t rows, int64_t columns) {
+  if (host_twin().shuffles) {
+    for (const int64_t number : draw_order(rows * columns, shuffle_draws())) cell(number / columns, number % columns);
+    return;
+  }
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t column = 0; column < columns; ++column) cell(row, column);
   }
@@ -150,6 +225,11 @@ void run_cells(const Cell& cell, int64_t rows, int64_t columns) {
 
 template <typename Task>
 void run_groups(const Task& task, int64_t tasks) {
+#if defined(RAGGEDBEV_HAS_FIBERS)
+  if (host_twin().shuffles) return run_groups_shuffled(task, tasks);
+#else
+  if (host_twin().shuffles) throw std::invalid_argument("RAGGEDBEV_HOST_TWIN=shuffle needs Linux and GCC or Clang");
+#endif
   for (int64_t number = 0; number < tasks; ++number) task(HostGroup(), number);
 }
 

@@ -5,7 +5,6 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
 #include <tuple>
 
 #include "common/check.h"
@@ -31,8 +30,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
                    cost.scalar_type());
   check_integers("num_gt", num_gt, 1, "problems", cost);
   const int64_t problems = cost.size(0), rows = cost.size(1), cols = cost.size(2);
-  TORCH_CHECK_VALUE(std::max(rows, cols) < std::numeric_limits<int32_t>::max(),
-                    "cost must have less than 2^31 rows and columns, got ", cost.sizes());
+  TORCH_CHECK_VALUE(std::max(rows, cols) <= kMostColumns, "cost must have at most 2^30 rows and columns, got ",
+                    Shape{cost.sizes()});
   const c10::OptionalDeviceGuard guard(cost.device());
   const auto integers = cost.options().dtype(at::kLong), dual = cost.options().dtype(at::kDouble);
   const Tensor pred_of_gt = at::empty({problems, rows}, integers), gt_of_pred = at::empty({problems, cols}, integers);
@@ -50,8 +49,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
   run(AssignmentParams{input.const_data_ptr(), counts.const_data_ptr<int64_t>(), pred_of_gt.mutable_data_ptr<int64_t>(),
                        gt_of_pred.mutable_data_ptr<int64_t>(), status.mutable_data_ptr<int8_t>(),
                        of_gt.mutable_data_ptr<double>(), of_pred.mutable_data_ptr<double>(),
-                       static_cast<char*>(workspace.mutable_data_ptr()), problems, rows, cols, is_double, last_resort,
-                       duals},
+                       static_cast<char*>(workspace.mutable_data_ptr()), bytes, problems, rows, cols, is_double,
+                       last_resort, duals},
       cost);
   return {pred_of_gt, gt_of_pred, status, of_gt, of_pred};
 }

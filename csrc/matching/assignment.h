@@ -3,9 +3,11 @@
 // Rows of the search are what must be matched: ground truth, or predictions where these are fewer.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "common/macros.h"
+#include "matching/lane_ops.h"
 #include "matching/search.h"
 
 namespace raggedbev::matching {
@@ -19,6 +21,7 @@ struct AssignmentParams {
   double* dual_of_gt;     // [problems, G], with duals only
   double* dual_of_pred;   // [problems, P]
   char* workspace;        // CUDA: [problems, workspace_bytes]
+  int64_t workspace_bytes;
   int64_t problems, num_rows, num_cols;
   bool is_double, last_resort, duals;
 };
@@ -46,22 +49,39 @@ RAGGEDBEV_HOST_DEVICE inline Problem<Cost> problem_of(const AssignmentParams& p,
   return {cost, num_gt, transposed ? num_preds : num_gt, transposed ? num_gt : num_preds, transposed};
 }
 
-// Bytes of workspace that any problem of [G, P] needs.
+// Bytes of bulk memory for the transposed costs of a problem; only more objects than predictions can need them.
+template <typename Cost>
+RAGGEDBEV_HOST_DEVICE inline int64_t transposed_bytes(int64_t num_rows, int64_t num_cols) {
+  const int64_t entries = num_rows > num_cols ? num_rows * num_cols : 0;
+  return (entries * static_cast<int64_t>(sizeof(Cost)) + 63) / 64 * 64;
+}
+
+// Bytes of the search's state for any problem of [G, P], laid out in fast memory as far as it reaches.
+template <typename Value>
+Bytes state_bytes(int64_t num_rows, int64_t num_cols, int64_t fast_bytes) {
+  const int64_t fewer = num_rows < num_cols ? num_rows : num_cols, more = num_rows < num_cols ? num_cols : num_rows;
+  Workspace<Value> layout;
+  return layout.lay_out({nullptr, nullptr, fast_bytes}, fewer, more);
+}
+
+// Bytes of bulk memory that any problem of [G, P] needs without fast memory.
 template <typename Cost>
 int64_t workspace_bytes(int64_t num_rows, int64_t num_cols) {
-  const int64_t fewer = num_rows < num_cols ? num_rows : num_cols, more = num_rows < num_cols ? num_cols : num_rows;
-  Workspace<double> layout;
-  const int64_t transposed = num_rows > num_cols ? num_rows * num_cols * static_cast<int64_t>(sizeof(Cost)) : 0;
-  return (transposed + 63) / 64 * 64 + layout.lay_out(nullptr, fewer, more);
+  return transposed_bytes<Cost>(num_rows, num_cols) + state_bytes<double>(num_rows, num_cols, 0).bulk;
+}
+
+// Bytes of fast memory with which all of the search's state but its bounds lies there.
+template <typename Cost>
+int64_t most_fast_bytes(int64_t num_rows, int64_t num_cols) {
+  return state_bytes<Cost>(num_rows, num_cols, std::numeric_limits<int64_t>::max()).fast;
 }
 
 // The search's costs and memory: rows first. Costs that must be transposed are, into the workspace.
 template <typename Value, typename Cost, typename Ops>
 RAGGEDBEV_KERNEL const Cost* prepare(const Ops& ops, const AssignmentParams& p, const Problem<Cost>& problem,
-                                     char* memory, Workspace<Value>& workspace) {
-  Cost* const turned = reinterpret_cast<Cost*>(memory);
-  const int64_t entries = p.num_rows > p.num_cols ? p.num_rows * p.num_cols : 0;
-  memory += (entries * static_cast<int64_t>(sizeof(Cost)) + 63) / 64 * 64;
+                                     Memory memory, Workspace<Value>& workspace) {
+  Cost* const turned = reinterpret_cast<Cost*>(memory.bulk);
+  memory.bulk += transposed_bytes<Cost>(p.num_rows, p.num_cols);
   workspace.lay_out(memory, problem.num_rows, problem.num_cols);
   if (!problem.transposed) return problem.cost;
   for (int row = 0; row < problem.num_rows; ++row) {
@@ -83,7 +103,7 @@ RAGGEDBEV_KERNEL bool write_pairs(const Ops& ops, const AssignmentParams& p, int
   int64_t* gt_of_pred = p.gt_of_pred + number * p.num_cols;
   const auto is_forbidden = [&](int row) {
     const int col = search.column_of(row);
-    return col >= 0 && !Clamped<Cost>::is_finite(cost[static_cast<int64_t>(row) * problem.num_cols + col]);
+    return col >= 0 && !is_finite(cost[static_cast<int64_t>(row) * problem.num_cols + col]);
   };
   ops.each_column(problem.num_rows, [&](int, int row) {
     const int col = search.column_of(row);
@@ -101,31 +121,53 @@ RAGGEDBEV_KERNEL bool write_pairs(const Ops& ops, const AssignmentParams& p, int
   return ops.first(problem.num_rows, is_forbidden) < problem.num_rows;
 }
 
-// What makes every non-finite cost dearer than all assignments of finite ones: more than (rows + 1) times their span
-// above the highest. Huge costs are scaled down, so that this stays a number.
+struct Span {
+  double low, high;  // inf and -inf when there are no costs
+
+  RAGGEDBEV_HOST_DEVICE double magnitude() const { return low > high ? 0 : -low > high ? -low : high; }
+};
+
+// Smallest and largest of the costs of a magnitude below `limit`.
 template <typename Cost, typename Ops>
-RAGGEDBEV_KERNEL Clamped<Cost> clamp_of(const Ops& ops, const Cost* cost, int num_rows, int num_cols) {
-  double lowest = infinity<double>(), negated_highest = infinity<double>();
+RAGGEDBEV_KERNEL Span span_of(const Ops& ops, const Cost* cost, int num_rows, int num_cols, double limit) {
+  double low = infinity<double>(), negated_high = infinity<double>();
   for (int row = 0; row < num_rows; ++row) {
     const Cost* values = cost + static_cast<int64_t>(row) * num_cols;
-    const auto finite_or = [&](double sign, int col) {
-      return Clamped<Cost>::is_finite(values[col]) ? sign * static_cast<double>(values[col]) : infinity<double>();
+    const auto signed_cost = [&](double sign, int col) {
+      const double value = static_cast<double>(values[col]);
+      return value < limit && value > -limit ? sign * value : infinity<double>();
     };
-    const double low = ops.template minimum<double>(num_cols, [&](int col) { return finite_or(1, col); });
-    const double high = ops.template minimum<double>(num_cols, [&](int col) { return finite_or(-1, col); });
-    lowest = low < lowest ? low : lowest;
-    negated_highest = high < negated_highest ? high : negated_highest;
+    const double lowest = ops.template minimum<double>(num_cols, [&](int col) { return signed_cost(1, col); });
+    const double highest = ops.template minimum<double>(num_cols, [&](int col) { return signed_cost(-1, col); });
+    low = lowest < low ? lowest : low;
+    negated_high = highest < negated_high ? highest : negated_high;
   }
-  if (!(lowest < infinity<double>())) return {0, 0};
-  const bool huge = lowest < -1e200 || -negated_highest > 1e200;
-  const double scale = huge ? 7.458340731200207e-155 : 1;  // 2^-512
-  const double low = lowest * scale, high = -negated_highest * scale;
-  return {scale, high + (num_rows + 1.0) * (high - low) + 1};
+  return {low, -negated_high};
+}
+
+// Costs that are too large for sums are scaled down. The largest magnitude is an outlier if it outweighs all others.
+template <typename Cost, typename Ops>
+RAGGEDBEV_KERNEL Clamped<Cost> clamp_of(const Ops& ops, const Cost* cost, int num_rows, int num_cols) {
+  const Span all = span_of(ops, cost, num_rows, num_cols, infinity<double>());
+  const Span others = span_of(ops, cost, num_rows, num_cols, all.magnitude());
+  const double weight = 16 * (num_rows + 1.0);
+  double outlier = all.magnitude();
+  Span span = others;
+  if (!(outlier > weight * (others.magnitude() + 1))) outlier = infinity<double>(), span = all;
+  const double scale = span.magnitude() > 1e200 ? 7.458340731200207e-155 : 1;  // 2^-512
+  const double huge = weight * (span.magnitude() * scale + 1);
+  double low = all.low == -outlier ? -huge : span.low * scale;
+  double high = all.high == outlier ? huge : span.high * scale;
+  if (!(low < infinity<double>())) low = high;
+  if (!(high > -infinity<double>())) high = low;
+  if (!is_finite(low)) low = high = 0;
+  return {scale, outlier, huge, fma(num_rows + 1.0, high - low, high) + 1};  // rounded once, whatever compilers fuse
 }
 
 // Lower bounds of row `row`, for any row of [G].
 template <typename Cost, typename Ops>
-RAGGEDBEV_KERNEL void bound_row(const Ops& ops, const AssignmentParams& p, int64_t number, int row, char* memory) {
+RAGGEDBEV_KERNEL void bound_row(const Ops& ops, const AssignmentParams& p, int64_t number, int row,
+                                const Memory& memory) {
   const Problem<Cost> problem = problem_of<Cost>(p, number);
   if (problem.transposed || row >= problem.num_rows || problem.num_cols == 0) return;
   Workspace<Cost> workspace;
@@ -136,10 +178,11 @@ RAGGEDBEV_KERNEL void bound_row(const Ops& ops, const AssignmentParams& p, int64
 // All of a problem; `bounded`: bound_row has been called for every row.
 template <typename Cost, typename Ops>
 RAGGEDBEV_KERNEL Status solve_clamped(const Ops& ops, const AssignmentParams& p, int64_t number,
-                                      const Problem<Cost>& problem, const Cost* cost, char* memory, Status status);
+                                      const Problem<Cost>& problem, const Cost* cost, const Memory& memory,
+                                      const Clamped<Cost>& access, Status status);
 
 template <typename Cost, typename Ops>
-RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, int64_t number, char* memory,
+RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, int64_t number, const Memory& memory,
                                     bool bounded) {
   const Problem<Cost> problem = problem_of<Cost>(p, number);
   ops.fill(p.pred_of_gt + number * p.num_rows, static_cast<int>(p.num_rows), int64_t{-1});
@@ -157,10 +200,16 @@ RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, i
       for (int row = 0; row < problem.num_rows; ++row) search.bound_row(row);
     }
     status = search.solve();
-    if (status == kSolved) {
+    bool clamped = status == kInfeasible || (status == kInvalid && p.last_resort);
+    Clamped<Cost> access{};
+    if (clamped || (status == kSolved && search.was_long())) {
+      access = clamp_of(ops, cost, problem.num_rows, problem.num_cols);
+      clamped = clamped || access.changes_finite();
+    }
+    if (clamped) {
+      status = solve_clamped(ops, p, number, problem, cost, memory, access, status);
+    } else if (status == kSolved) {
       write_pairs(ops, p, number, problem, cost, search, true);
-    } else if (status == kInfeasible || p.last_resort) {
-      status = solve_clamped(ops, p, number, problem, cost, memory, status);
     }
   }
   ops.once([&] { p.status[number] = status; });
@@ -168,15 +217,43 @@ RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, i
 
 template <typename Cost, typename Ops>
 RAGGEDBEV_KERNEL Status solve_clamped(const Ops& ops, const AssignmentParams& p, int64_t number,
-                                      const Problem<Cost>& problem, const Cost* cost, char* memory, Status status) {
+                                      const Problem<Cost>& problem, const Cost* cost, const Memory& memory,
+                                      const Clamped<Cost>& access, Status status) {
   Workspace<double> workspace;
   prepare(ops, p, problem, memory, workspace);
-  const Clamped<Cost> access = clamp_of(ops, cost, problem.num_rows, problem.num_cols);
   Search<Clamped<Cost>, Ops> search(ops, access, cost, problem.num_rows, problem.num_cols, workspace);
   for (int row = 0; row < problem.num_rows; ++row) search.bound_row(row);
   search.solve();
   const bool forbidden = write_pairs(ops, p, number, problem, cost, search, p.last_resort);
   return status == kInvalid || forbidden ? status : kSolved;
 }
+
+// ---- kernels
+
+// Task problem * G + row: the bounds of a row.
+template <typename Cost>
+struct BoundTask {
+  AssignmentParams p;
+
+  template <typename Group>
+  RAGGEDBEV_KERNEL void operator()(const Group& group, int64_t number) const {
+    const int64_t problem = number / p.num_rows;
+    bound_row<Cost>(LaneOps<Group>(group), p, problem, static_cast<int>(number % p.num_rows),
+                    {p.workspace + problem * p.workspace_bytes});
+  }
+};
+
+// Task problem, when all bounds are known.
+template <typename Cost>
+struct SolveTask {
+  AssignmentParams p;
+  int64_t fast_bytes;
+
+  template <typename Group>
+  RAGGEDBEV_KERNEL void operator()(const Group& group, int64_t number, char* fast) const {
+    solve_problem<Cost>(LaneOps<Group>(group), p, number, {p.workspace + number * p.workspace_bytes, fast, fast_bytes},
+                        true);
+  }
+};
 
 }  // namespace raggedbev::matching

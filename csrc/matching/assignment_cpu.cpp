@@ -2,11 +2,12 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+#include <atomic>
+#include <numeric>
 #include <vector>
 
-#include "common/host_twin.h"
+#include "common/group.h"
 #include "matching/assignment.h"
-#include "matching/lane_ops.h"
 
 // The loops are compiled for several instruction sets; the machine's best is taken when the library is loaded.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
@@ -174,6 +175,8 @@ class SimdOps : public LaneOps<HostGroup> {
     return matching::reduced_costs(cost, dual, out, count);
   }
 
+  double smallest(const double* values, int count) const { return matching::minimum(values, count); }
+
   double minimum_without(double* values, int count, int without) const {
     const double kept = values[without];
     values[without] = std::numeric_limits<double>::infinity();
@@ -194,24 +197,43 @@ class SimdOps : public LaneOps<HostGroup> {
   }
 };
 
-constexpr int64_t kEntriesPerThread = 65536;
+constexpr int64_t kEntriesPerThread = 32768;  // of cost matrices: less is not worth waking a thread
 
-template <typename Cost, typename Ops>
-void solve_range(const Ops& ops, const AssignmentParams& p, int64_t begin, int64_t end) {
+// Solves problems until there are none: some take a hundred times as long as others.
+template <typename Cost>
+void solve_next(const AssignmentParams& p, std::atomic<int64_t>& next) {
   static thread_local std::vector<char> arena;
   constexpr size_t kAlignment = 64;
-  const size_t bytes = workspace_bytes<Cost>(p.num_rows, p.num_cols) + kAlignment;
+  const size_t bytes = p.workspace_bytes + kAlignment;
   if (arena.size() < bytes) arena.resize(bytes);
   char* memory = arena.data() + (kAlignment - reinterpret_cast<uintptr_t>(arena.data()) % kAlignment) % kAlignment;
-  for (int64_t number = begin; number < end; ++number) solve_problem<Cost>(ops, p, number, memory, false);
+  for (int64_t number = next++; number < p.problems; number = next++) {
+    solve_problem<Cost>(SimdOps(), p, number, {memory}, false);
+  }
+}
+
+// The kernels of assignment_cuda.cu. Memory is as full of garbage as the device's; when lanes are shuffled, any part
+// of the state may find no room in fast memory.
+template <typename Cost>
+void run_twin(AssignmentParams p) {
+  constexpr char kGarbage = 0x5a;
+  int64_t fast_bytes = most_fast_bytes<Cost>(p.num_rows, p.num_cols);
+  if (host_twin().shuffles) fast_bytes = static_cast<int64_t>(shuffle_draws()() % (fast_bytes + 1));
+  std::vector<char> workspace(p.problems * p.workspace_bytes, kGarbage), fast(fast_bytes, kGarbage);
+  p.workspace = workspace.data();
+  run_groups(BoundTask<Cost>{p}, p.num_cols > 0 ? p.problems * p.num_rows : 0);
+  const SolveTask<Cost> task{p, fast_bytes};
+  run_groups([&](const auto& group, int64_t number) { task(group, number, fast.data()); }, p.problems);
 }
 
 template <typename Cost>
 void solve_all(const AssignmentParams& p) {
-  if (runs_host_twin()) return solve_range<Cost>(LaneOps(HostGroup()), p, 0, p.problems);
-  const int64_t grain = 1 + kEntriesPerThread / (p.num_rows * p.num_cols + 1);
-  at::parallel_for(0, p.problems, grain,
-                   [&](int64_t begin, int64_t end) { solve_range<Cost>(SimdOps(), p, begin, end); });
+  if (runs_host_twin()) return run_twin<Cost>(p);
+  const int64_t rows = std::accumulate(p.num_gt, p.num_gt + p.problems, int64_t{0});
+  const int64_t worth = std::max(rows * p.num_cols / kEntriesPerThread, int64_t{1});
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min({worth, p.problems, int64_t{at::get_num_threads()}}), 1,
+                   [&](int64_t, int64_t) { solve_next<Cost>(p, next); });
 }
 
 }  // namespace

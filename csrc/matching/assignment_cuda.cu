@@ -1,44 +1,55 @@
-// Linear assignment on CUDA, without torch headers: lower bounds by all multiprocessors, then one warp per problem.
+// Linear assignment on CUDA, without torch headers: bounds by all multiprocessors, then one warp per problem.
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
 #include "common/launch.cuh"
 #include "matching/assignment.h"
-#include "matching/lane_ops.h"
 
 namespace raggedbev::matching {
 namespace {
 
-// Task problem * G + row.
 template <typename Cost>
-struct BoundTask {
-  AssignmentParams p;
-  int64_t bytes;  // of a problem's workspace
-
-  __device__ void operator()(const Warp& warp, int64_t number) const {
-    const int64_t problem = number / p.num_rows;
-    bound_row<Cost>(LaneOps<Warp>(warp), p, problem, static_cast<int>(number % p.num_rows),
-                    p.workspace + problem * bytes);
+__global__ void __launch_bounds__(kLanes, 1) solve_kernel(const __grid_constant__ SolveTask<Cost> task) {
+  extern __shared__ double fast[];
+  const Warp warp(static_cast<int>(threadIdx.x));
+  for (int64_t number = blockIdx.x; number < task.p.problems; number += gridDim.x) {
+    task(warp, number, reinterpret_cast<char*>(fast));
   }
-};
+}
 
-template <typename Cost>
-__global__ void __launch_bounds__(kLanes, 1) solve_kernel(const AssignmentParams p, int64_t bytes) {
-  const LaneOps<Warp> ops{Warp(static_cast<int>(threadIdx.x))};
-  for (int64_t number = blockIdx.x; number < p.problems; number += gridDim.x) {
-    solve_problem<Cost>(ops, p, number, p.workspace + number * bytes, true);
-  }
+// Shared memory of a block: what the search can use, unless fewer problems would run at a time for it.
+cudaError_t choose_fast_bytes(int64_t problems, int64_t most, int64_t& bytes) {
+  int device, processors, blocks, per_processor, per_block, reserved;
+  cudaError_t error = cudaGetDevice(&device);
+  const auto ask = [&](int& value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
+  };
+  ask(processors, cudaDevAttrMultiProcessorCount);
+  ask(blocks, cudaDevAttrMaxBlocksPerMultiprocessor);
+  ask(per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  ask(per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  ask(reserved, cudaDevAttrReservedSharedMemoryPerBlock);
+  if (error != cudaSuccess) return error;
+  const int64_t at_a_time = std::min((problems + processors - 1) / processors, static_cast<int64_t>(blocks));
+  const int64_t share = per_processor / at_a_time - reserved;
+  bytes = std::max(std::min({most, share, static_cast<int64_t>(per_block)}), int64_t{0});
+  return cudaSuccess;
 }
 
 template <typename Cost>
 cudaError_t launch(const AssignmentParams& p, cudaStream_t stream) {
-  const int64_t bytes = workspace_bytes<Cost>(p.num_rows, p.num_cols);
-  if (p.num_cols > 0) {
-    const cudaError_t error = launch_groups(BoundTask<Cost>{p, bytes}, p.problems * p.num_rows, stream);
+  if (p.num_rows > 0 && p.num_cols > 0) {
+    const cudaError_t error = launch_groups(BoundTask<Cost>{p}, p.problems * p.num_rows, stream);
     if (error != cudaSuccess) return error;
   }
-  solve_kernel<Cost><<<static_cast<unsigned>(std::min(p.problems, kMaxBlocks)), kLanes, 0, stream>>>(p, bytes);
+  SolveTask<Cost> task{p, 0};
+  cudaError_t error = choose_fast_bytes(p.problems, most_fast_bytes<Cost>(p.num_rows, p.num_cols), task.fast_bytes);
+  if (error != cudaSuccess) return error;
+  const int bytes = static_cast<int>(task.fast_bytes);
+  error = cudaFuncSetAttribute(solve_kernel<Cost>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error != cudaSuccess) return error;
+  solve_kernel<Cost><<<static_cast<unsigned>(std::min(p.problems, kMaxBlocks)), kLanes, bytes, stream>>>(task);
   return cudaGetLastError();
 }
 

@@ -78,6 +78,10 @@ class LaneOps {
     return minimum<double>(count, [&](int k) { return out[k] = static_cast<double>(cost[k]) - dual[k]; });
   }
 
+  RAGGEDBEV_KERNEL double smallest(const double* values, int count) const {
+    return minimum<double>(count, [&](int k) { return values[k]; });
+  }
+
   RAGGEDBEV_KERNEL double minimum_without(const double* values, int count, int without) const {
     return minimum<double>(count, [&](int k) { return k == without ? infinity<double>() : values[k]; });
   }

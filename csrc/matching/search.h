@@ -10,6 +10,7 @@
 // column that was matched first; of equal free columns the lowest. All loops are bounded by rows and columns.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -18,7 +19,9 @@
 
 namespace raggedbev::matching {
 
-constexpr int kBlock = 64;  // columns per lower bound
+constexpr int kBlock = 64;                          // columns per lower bound
+constexpr int64_t kMostColumns = int64_t{1} << 30;  // so that an int counts them, and a step beyond
+constexpr double kLong = 1e15;  // to path lengths of this size costs of 1 add their first digits only
 
 enum Status : int8_t { kSolved = 0, kInfeasible = 1, kInvalid = 2 };
 
@@ -33,23 +36,41 @@ RAGGEDBEV_HOST_DEVICE inline T infinity() {
 #endif
 }
 
+template <typename T>
+RAGGEDBEV_HOST_DEVICE inline bool is_finite(T cost) {
+  return cost - cost == 0;
+}
+
 // Costs as they are; +inf forbids.
 template <typename T>
 struct Plain {
   using Cost = T;
   using Value = T;
   RAGGEDBEV_HOST_DEVICE Value operator()(T cost) const { return cost; }
+  RAGGEDBEV_HOST_DEVICE double dual_of_cost(double dual) const { return dual; }
 };
 
-// Whatever is not finite costs more than all finite ones together.
+// Costs whose sums keep the digits of all of them. Costs of magnitude `outlier`, which is more than all others can add
+// up to, are +-`huge`, which is that, too, but no more than it takes. Whatever is not finite costs `forbidden`, more
+// than all finite ones together.
 template <typename T>
 struct Clamped {
   using Cost = T;
   using Value = double;
-  double scale, sentinel;
-  RAGGEDBEV_HOST_DEVICE static bool is_finite(T cost) { return cost - cost == 0; }
+  double scale, outlier, huge, forbidden;
+
+  RAGGEDBEV_HOST_DEVICE bool changes_finite() const { return scale != 1 || outlier < infinity<double>(); }
+
   RAGGEDBEV_HOST_DEVICE Value operator()(T cost) const {
-    return is_finite(cost) ? static_cast<double>(cost) * scale : sentinel;
+    const double value = static_cast<double>(cost), magnitude = value < 0 ? -value : value;
+    if (magnitude < outlier) return value * scale;
+    return !is_finite(cost) ? forbidden : value < 0 ? -huge : huge;
+  }
+
+  // A dual value is a multiple of `huge` and what other costs add up to.
+  RAGGEDBEV_KERNEL double dual_of_cost(double dual) const {
+    const double multiple = outlier < infinity<double>() ? rint(dual / huge) : 0;
+    return multiple == 0 ? dual / scale : fma(multiple, outlier, fma(-multiple, huge, dual) / scale);
   }
 };
 
@@ -61,6 +82,17 @@ struct Candidate {
   int32_t col;  // -1: none
 };
 
+// Fast memory (a block's shared memory) takes what it has room for; bulk memory takes the rest.
+struct Memory {
+  char* bulk = nullptr;
+  char* fast = nullptr;
+  int64_t fast_bytes = 0;
+};
+
+struct Bytes {
+  int64_t bulk = 0, fast = 0;
+};
+
 // R rows at most, M columns at most.
 template <typename Value>
 struct Workspace {
@@ -68,12 +100,13 @@ struct Workspace {
   double* settled;         // [R] path length of the columns that are
   double* dual;            // [R] of the matched columns
   double* barrier;         // [R] dual, -inf for settled columns
-  double* base;            // [R] of a visited row: path length less its dual value
+  double* base;            // [R] of the rows visited: path length less their dual value
+  double* reach;           // [R] of the rows visited: path length to their candidate, or a lower bound
   int64_t* from;           // [R] row that a column was reached from
   Candidate<Value>* free;  // [R]
   Value* bound;            // [R, blocks] lower bounds of the free columns of each block
-  Value* taken;            // [M] 0 for a free column, inf for a matched one
   Value* matched;          // [R, R] costs of the matched columns, gathered when a row is visited
+  Value* taken;            // [M] 0 for a free column, inf for a matched one
   int32_t* gathered;       // [R] how many of them
   int32_t* column;         // [R] matched column k
   int32_t* row;            // [R] its row
@@ -86,18 +119,27 @@ struct Workspace {
 
   RAGGEDBEV_HOST_DEVICE static int64_t blocks(int64_t cols) { return (cols + kBlock - 1) / kBlock; }
 
-  // Bytes for at most `rows` and `cols`; sets the pointers when there is memory.
-  RAGGEDBEV_HOST_DEVICE int64_t lay_out(char* memory, int64_t rows, int64_t cols) {
-    int64_t used = 0;
+  // Sets the pointers to what there is, and returns the bytes for `rows` and `cols`. Never more bulk memory than for
+  // more rows or columns: from the first array without room in fast memory on, all are in bulk memory.
+  RAGGEDBEV_HOST_DEVICE Bytes lay_out(const Memory& memory, int64_t rows, int64_t cols) {
+    Bytes used;
+    bool fast = false;
     const auto take = [&](auto*& pointer, int64_t count) {
       using Element = std::remove_reference_t<decltype(*pointer)>;
-      pointer = memory == nullptr ? nullptr : reinterpret_cast<Element*>(memory + used);
-      used += (count * static_cast<int64_t>(sizeof(Element)) + 63) / 64 * 64;
+      const int64_t bytes = (count * static_cast<int64_t>(sizeof(Element)) + 63) / 64 * 64;
+      fast = fast && used.fast + bytes <= memory.fast_bytes;
+      char* const start = fast ? memory.fast : memory.bulk;
+      pointer = start == nullptr ? nullptr : reinterpret_cast<Element*>(start + (fast ? used.fast : used.bulk));
+      used.fast += fast ? bytes : 0;
+      used.bulk += fast ? 0 : bytes;
     };
+    take(bound, rows * blocks(cols)), take(invalid, rows);  // these outlive a kernel
+    fast = true;
     take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows), take(base, rows);
-    take(from, rows), take(free, rows), take(bound, rows * blocks(cols)), take(taken, cols);
-    take(matched, rows * rows), take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
-    take(open, rows), take(later, rows), take(visited, rows), take(done, rows), take(invalid, rows);
+    take(reach, rows);
+    take(from, rows), take(free, rows), take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
+    take(open, rows), take(later, rows), take(visited, rows), take(done, rows);
+    take(matched, rows * rows), take(taken, cols);
     return used;
   }
 };
@@ -140,13 +182,17 @@ class Search {
   // -1: none.
   RAGGEDBEV_KERNEL int column_of(int row) const { return w_.place[row] < 0 ? -1 : w_.column[w_.place[row]]; }
 
+  // Whether a path was so long that digits of its costs may have been lost: there may be a better assignment.
+  RAGGEDBEV_KERNEL bool was_long() const { return was_long_; }
+
   RAGGEDBEV_KERNEL int num_matched() const { return num_matched_; }
   RAGGEDBEV_KERNEL int matched_column(int k) const { return w_.column[k]; }
-  RAGGEDBEV_KERNEL double dual_of_matched_column(int k) const { return w_.dual[k]; }
+  RAGGEDBEV_KERNEL double dual_of_matched_column(int k) const { return access_.dual_of_cost(w_.dual[k]); }
 
   RAGGEDBEV_KERNEL double dual_of_row(int row) const {
     const int k = w_.place[row];
-    return k < 0 ? 0 : static_cast<double>(access_(cost_row(row)[w_.column[k]])) - w_.dual[k];
+    if (k < 0) return 0;
+    return access_.dual_of_cost(static_cast<double>(access_(cost_row(row)[w_.column[k]])) - w_.dual[k]);
   }
 
  private:
@@ -154,6 +200,7 @@ class Search {
   RAGGEDBEV_KERNEL int num_blocks() const { return static_cast<int>(Workspace<Value>::blocks(num_cols_)); }
   RAGGEDBEV_KERNEL int64_t bound_offset(int i) const { return static_cast<int64_t>(i) * num_blocks(); }
   RAGGEDBEV_KERNEL bool is_taken(int col) const { return w_.taken[col] != 0; }
+  RAGGEDBEV_KERNEL void note_length(double length) { was_long_ |= !(length < kLong && length > -kLong); }
 
   // A row whose smallest column is free takes it: no dual value can make another one better.
   RAGGEDBEV_KERNEL void take_smallest(int i) {
@@ -170,6 +217,7 @@ class Search {
     if (open) {
       ++num_open_;
     } else {
+      note_length(best.value);
       match_free_column(i, best.col);
     }
   }
@@ -247,6 +295,7 @@ class Search {
     const double best = ops_.reduced_costs(matched_costs(i), w_.dual, w_.length, num_matched_);
     const Candidate<Value> free = free_candidate(i);
     if (free.col >= 0 && free.value <= best) {
+      note_length(free.value);
       match_free_column(i, free.col);
       i = -1;
       return true;
@@ -257,6 +306,7 @@ class Search {
     const double second = other < free.value ? other : static_cast<double>(free.value);
     if (!(second > best) || !(second < infinity<double>())) return false;
     const int before = w_.row[k];
+    note_length(best);
     ops_.once([&] {
       w_.dual[k] -= second - best;
       w_.row[k] = i;
@@ -275,20 +325,19 @@ class Search {
     int num_visited = 0, num_done = 0, last = -1;
     for (int i = source;;) {
       nearest = ops_.relax(matched_costs(i), w_.barrier, base, w_.length, w_.from, i, count);
+      const double free = base + w_.free[i].value;
       ops_.once([&] {
         w_.base[num_visited] = base;
+        w_.reach[num_visited] = free;
         w_.visited[num_visited] = i;
       });
+      if (free < best_free) best_free = free, last = num_visited;
       ++num_visited;
-      const double free = base + w_.free[i].value;
-      if (free < best_free) best_free = free, last = num_visited - 1;
       while (last >= 0 && best_free <= nearest && is_taken(w_.free[w_.visited[last]].col)) {
-        free_candidate(w_.visited[last]);
-        best_free = infinity<double>(), last = -1;
-        for (int v = 0; v < num_visited; ++v) {
-          const double value = w_.base[v] + w_.free[w_.visited[v]].value;
-          if (value < best_free) best_free = value, last = v;
-        }
+        const double higher = w_.base[last] + free_candidate(w_.visited[last]).value;
+        ops_.once([&] { w_.reach[last] = higher; });
+        best_free = ops_.smallest(w_.reach, num_visited);
+        last = best_free < infinity<double>() ? ops_.first_equal(w_.reach, num_visited, best_free) : -1;
       }
       if (last >= 0 && best_free <= nearest) break;
       if (!(nearest < infinity<double>())) return false;
@@ -303,6 +352,7 @@ class Search {
       });
       ++num_done;
     }
+    note_length(best_free);
     ops_.once([&] {
       for (int d = 0; d < num_done; ++d) w_.dual[w_.done[d]] += w_.settled[w_.done[d]] - best_free;
       flip_path(source, w_.visited[last]);
@@ -334,6 +384,7 @@ class Search {
   int num_rows_, num_cols_;
   Workspace<Value> w_;
   int num_matched_ = 0, num_open_ = 0;
+  bool was_long_ = false;
 };
 
 }  // namespace raggedbev::matching

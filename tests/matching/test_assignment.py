@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -69,6 +70,31 @@ def test_filler_is_never_read():
     assert (result.status == 0).all()
 
 
+def test_result_is_a_named_tuple():
+    cost = random_costs(2, 3, 4)
+    pred_of_gt, gt_of_pred, status = result = linear_assignment(cost)
+    assert pred_of_gt is result.pred_of_gt and gt_of_pred is result.gt_of_pred and status is result.status
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+def test_counts_in_either_type_and_any_layout(dtype, solver, device):
+    cost = random_costs(2, 3, 4, 6).to(device)
+    num_gt = torch.tensor([[4, 1], [0, 2], [3, 3]], dtype=dtype, device=device).T
+    result = linear_assignment(cost, num_gt, solver=solver)
+    assert torch.equal((result.pred_of_gt >= 0).sum(-1), num_gt.long())
+    assert torch.equal(result.pred_of_gt, linear_assignment(cost, num_gt.contiguous().long()).pred_of_gt)
+    one_each = linear_assignment(cost, torch.ones(3, dtype=dtype, device=device), solver=solver)
+    assert ((one_each.pred_of_gt >= 0).sum(-1) == 1).all()
+
+
+def test_shapes_without_data():
+    cost = torch.zeros(2, 3, 5, 7, device="meta")
+    result = linear_assignment(cost, torch.zeros(2, 3, dtype=torch.long, device="meta"))
+    assert (result.pred_of_gt.shape, result.gt_of_pred.shape, result.status.shape) == ((2, 3, 5), (2, 3, 7), (2, 3))
+    assert {field.device.type for field in result} == {"meta"}
+
+
 def test_shapes_and_layouts():
     cost = random_costs(3, 6, 4)
     one = linear_assignment(cost[0])
@@ -133,22 +159,44 @@ def test_last_resort_avoids_nonfinite_edges_whatever_the_scale(scale):
     assert sorted(everything.pred_of_gt.tolist()) == [0, 1]
 
 
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"solver": "auction"}, r"solver must be one of \('auto', 'native', 'scipy'\), got 'auction'"),
-        ({"nonfinite": "ignore"}, "nonfinite must be one of"),
-        ({"num_gt": torch.tensor([1.0])}, "num_gt must be an integer tensor"),
+        ({"nonfinite": "ignore"}, r"nonfinite must be one of \('report', 'last_resort'\), got 'ignore'"),
+        ({"num_gt": torch.tensor([1.0])}, "num_gt must be int32 or int64, got torch.float32"),
+        ({"num_gt": torch.tensor([True])}, "num_gt must be int32 or int64, got torch.bool"),
+        ({"num_gt": torch.tensor([1], dtype=torch.int16)}, "num_gt must be int32 or int64, got torch.int16"),
         ({"num_gt": torch.tensor([4])}, r"num_gt must lie in \[0, 3\], got values in \[4, 4\]"),
-        ({"num_gt": torch.tensor([-1])}, r"got values in \[-1, -1\]"),
+        ({"num_gt": torch.tensor([-1])}, r"num_gt must lie in \[0, 3\], got values in \[-1, -1\]"),
+        ({"num_gt": torch.tensor([1, 2])}, r"num_gt must be \(1,\) like cost, or broadcast to that, got \(2,\)"),
+        ({"num_gt": torch.tensor([[1]])}, r"num_gt must be \(1,\) like cost, or broadcast to that, got \(1, 1\)"),
+        ({"num_gt": torch.tensor([1], device="meta")}, "num_gt must be on cpu like cost, got meta"),
     ],
 )
-def test_wrong_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        linear_assignment(torch.zeros(1, 3, 4), **arguments)
+def test_wrong_arguments(arguments, message, solver):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        linear_assignment(torch.zeros(1, 3, 4), solver=solver, **arguments)
 
 
-@pytest.mark.parametrize("cost", [torch.zeros(3, 4, dtype=torch.long), torch.zeros(4)])
+def test_solvers_that_there_are():
+    with pytest.raises(ValueError, match=r"^solver must be one of \('auto', 'native', 'scipy'\), got 'auction'$"):
+        linear_assignment(torch.zeros(1, 3, 4), solver="auction")
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [torch.zeros(3, 4, dtype=dtype) for dtype in (torch.int64, torch.int8, torch.bool, torch.complex64)]
+    + [torch.zeros(4), torch.tensor(1.0)],
+    ids=lambda cost: f"{cost.dtype}-{cost.dim()}",
+)
 def test_wrong_costs(cost):
-    with pytest.raises(ValueError, match=r"cost must be a floating-point tensor \[..., G, P\]"):
+    found = re.escape(f"{tuple(cost.shape)} {cost.dtype}")
+    with pytest.raises(ValueError, match=rf"^cost must be a floating-point tensor \[..., G, P\], got {found}$"):
+        linear_assignment(cost)
+
+
+def test_wrong_ragged_costs():
+    cost = RaggedBatch(random_costs(2, 3, 4, 5), sample_sizes=torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match=r"^the ragged dimension must be one of the last two, got 1 of 4$"):
         linear_assignment(cost)

@@ -8,18 +8,23 @@ import os
 import subprocess
 import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from raggedbev import _extension
 from raggedbev.matching import linear_assignment
 
 pytestmark = pytest.mark.skipif(not _extension.COMPILED, reason="the compiled operators were not built")
+needs_cuda = pytest.mark.skipif(
+    not (_extension.COMPILED and torch.cuda.is_available())
+    or not torch._C._dispatch_has_kernel_for_dispatch_key("raggedbev::linear_assignment", "CUDA"),
+    reason="needs a CUDA device, and the operator compiled for it",
+)
 INF, NAN = float("inf"), float("nan")
 MOST = float(np.finfo(np.float32).max)
 
@@ -120,19 +125,90 @@ def test_the_certificate_finds_what_is_not_optimal():
     assert has_negative_cycle(cost.T, [(0, 1), (1, 0)]) and not has_negative_cycle(cost.T, [(0, 0), (1, 1)])
 
 
+def test_optimal_duals_of_a_larger_crowd():
+    """Many long paths: dual variables in float32 go wrong here."""
+    for seed in range(4):
+        cost = make("crowded", 60, 428, seed)
+        result = linear_assignment(cost, duals=True, check=True, solver="native")
+        check_duals(cost, result)
+        assert not has_negative_cycle(cost, pairs_of(result))
+
+
+@pytest.mark.parametrize("kind", ["all equal", "small integers", "products"])
+def test_duals_of_integers_are_exact(kind):
+    for seed, size in enumerate(SIZES):
+        cost = make(kind, *size, seed)
+        result = linear_assignment(cost, duals=True, solver="native")
+        slack = cost.double() - result.dual_of_gt.unsqueeze(1) - result.dual_of_pred
+        assert (slack >= 0).all() and all(slack[pair] == 0 for pair in pairs_of(result))
+
+
+def exact_total(cost, pairs):
+    return sum(Fraction(float(cost[g, p])) for g, p in pairs)
+
+
+def least_exact_total(cost):
+    """Over all assignments, in exact arithmetic."""
+    exact = [[Fraction(value) for value in row] for row in cost.double().tolist()]
+    if cost.shape[0] > cost.shape[1]:
+        exact = [list(column) for column in zip(*exact, strict=True)]
+    picks = itertools.permutations(range(len(exact[0])), len(exact))
+    return min(sum(row[column] for row, column in zip(exact, pick, strict=True)) for pick in picks)
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "trained"])
 def test_optimal_in_exact_arithmetic(kind):
-    for seed, (num_gt, num_preds) in enumerate(itertools.product(range(1, 6), range(1, 6))):
-        cost = make(kind, num_gt, num_preds, seed)
-        exact = [[Fraction(value) for value in row] for row in cost.double().tolist()]
-        found = sum(exact[g][p] for g, p in pairs_of(linear_assignment(cost, solver="native")))
-        if num_gt > num_preds:
-            exact = [list(column) for column in zip(*exact, strict=True)]
-        few, many = sorted((num_gt, num_preds))
-        assert found == min(
-            sum(exact[row][column] for row, column in enumerate(pick))
-            for pick in itertools.permutations(range(many), few)
-        )
+    for seed, size in enumerate(itertools.product(range(1, 6), range(1, 6))):
+        cost = make(kind, *size, seed)
+        found = exact_total(cost, pairs_of(linear_assignment(cost, solver="native")))
+        assert found == least_exact_total(cost)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(6, 6), (6, 8), (7, 7), (8, 7)], ids=str)
+def test_brute_force(kind, size):
+    few, many = sorted(size)
+    picks = torch.tensor(list(itertools.permutations(range(many), few)))
+    for seed in range(3):
+        cost = make(kind, *size, seed, torch.float64)
+        result = linear_assignment(cost, solver="native")
+        by_row = cost if size[0] <= size[1] else cost.T
+        found = sum(float(cost[pair]) for pair in pairs_of(result))
+        assert found == pytest.approx(float(by_row[torch.arange(few), picks].sum(-1).min()), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["native", "scipy"])
+@pytest.mark.parametrize("value", [1e17, MOST, 1.7e308, -MOST])
+def test_a_value_beyond_all_others_does_not_cost_their_digits(value, solver):
+    """Where it cannot be avoided, too, the other pairs are the best ones."""
+    for seed in range(60):
+        generator = torch.Generator().manual_seed(seed)
+        num_gt, num_preds = (int(torch.randint(2, 6, (1,), generator=generator)) for _ in range(2))
+        cost = torch.randint(-8, 8, (num_gt, num_preds), generator=generator).double()
+        cost[torch.rand(cost.shape, generator=generator) < 0.5] = value
+        if seed % 3 == 0:
+            cost[0] = value
+        if seed % 3 == 1:
+            cost[:, 1:] = value
+        if value == MOST:
+            cost = cost.float()
+        result = linear_assignment(cost, solver=solver, check=True)
+        assert exact_total(cost, pairs_of(result)) == least_exact_total(cost)
+        if solver == "native" and abs(value) < 1e300:
+            check_duals(cost, linear_assignment(cost, duals=True))
+
+
+@pytest.mark.parametrize("solver", ["native", "scipy"])
+def test_costs_too_large_for_sums(solver):
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        cost = torch.randint(-9, 10, (4, 5), generator=generator).double() * 2.0**1020
+        result = linear_assignment(cost, solver=solver, check=True)
+        assert exact_total(cost, pairs_of(result)) == least_exact_total(cost)
+        if seed % 2:
+            cost[torch.rand(cost.shape, generator=generator) < 0.3] = INF
+            rest = linear_assignment(cost, solver=solver, nonfinite="last_resort")
+            assert (rest.pred_of_gt >= 0).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,8 +219,8 @@ def test_properties(kind, num_gt, num_preds, seed):
     if kind == "sentinels":
         cost = cost.clamp(max=1e6)
 
-    def total(matrix, num=None):
-        result = linear_assignment(matrix, num, solver="native", check=True)
+    def total(matrix):
+        result = linear_assignment(matrix, solver="native", check=True)
         return sum(float(matrix[g, p]) for g, p in pairs_of(result))
 
     generator = torch.Generator().manual_seed(seed)
@@ -153,8 +229,12 @@ def test_properties(kind, num_gt, num_preds, seed):
     rows, columns = torch.randperm(num_gt, generator=generator), torch.randperm(num_preds, generator=generator)
     assert total(cost[rows][:, columns]) == pytest.approx(expected, abs=tolerance)
     assert total(cost * 0.25) == expected * 0.25
-    padded = torch.cat([cost, torch.full((3, num_preds), NAN)])
-    assert total(padded, torch.tensor(num_gt)) == expected
+    pairs = linear_assignment(cost, solver="native").pred_of_gt
+    assert torch.equal(linear_assignment(cost * 2**-40, solver="native").pred_of_gt, pairs)
+    for filler in (NAN, -INF, -1e9):
+        padded = torch.cat([cost, torch.full((3, num_preds), filler)])
+        found = linear_assignment(padded, torch.tensor(num_gt), solver="native", check=True).pred_of_gt
+        assert torch.equal(found[:num_gt], pairs) and (found[num_gt:] == -1).all()
     if num_gt <= num_preds:
         shift = torch.randn(num_gt, 1, generator=generator, dtype=torch.float64)
         assert total(cost + shift) == pytest.approx(expected + float(shift.sum()), abs=tolerance * 4)
@@ -181,6 +261,50 @@ def test_non_finite_as_scipy_has_it(value, nonfinite):
         torch.testing.assert_close(*totals)
 
 
+@pytest.mark.parametrize("size", [(3, 4), (4, 3), (1, 1), (2, 40)], ids=str)
+@pytest.mark.parametrize("value", [INF, -INF, NAN])
+def test_non_finite_anywhere(value, size):
+    """At every place, and at all places of a row: an error where SciPy has one, and its total where it has none."""
+    cost = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    places = [*itertools.product(*map(range, size)), *((row, slice(None)) for row in range(size[0]))]
+    for place in places:
+        changed = cost.clone()
+        changed[place] = value
+        try:
+            expected = changed[linear_sum_assignment(changed)].sum()
+        except ValueError:
+            with pytest.raises(ValueError, match="has no solution"):
+                linear_assignment(changed, solver="native", check=True)
+            continue
+        result = linear_assignment(changed, solver="native", check=True)
+        torch.testing.assert_close(sum(changed[pair] for pair in pairs_of(result)), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_non_finite_costs(data):
+    """Raises when SciPy raises; else the totals are equal, and as many objects as possible are matched in any case."""
+    num_gt, num_preds = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    values = st.sampled_from([INF, INF, INF, 0.0, 1.0, 2.5, -3.0, MOST, NAN, -INF][: data.draw(st.integers(4, 10))])
+    cost = torch.tensor([[data.draw(values) for _ in range(num_preds)] for _ in range(num_gt)])
+    result = linear_assignment(cost, solver="native")
+    try:
+        expected = cost.double()[linear_sum_assignment(cost.double())].sum()
+    except ValueError:
+        assert result.status != 0
+    else:
+        assert result.status == 0
+        found = sum(cost.double()[pair] for pair in pairs_of(result))
+        assert found <= expected + 1e-15 * abs(expected)  # SciPy loses digits beside FLT_MAX
+    if result.status == 1:
+        most = linear_sum_assignment(cost.isinf().double())
+        assert len(pairs_of(result)) == int(cost.isfinite()[most].sum())
+    assert all(cost[pair].isfinite() for pair in pairs_of(result))
+    last_resort = linear_assignment(cost, solver="native", nonfinite="last_resort")
+    assert len(pairs_of(last_resort)) == min(num_gt, num_preds)
+    assert last_resort.status == result.status
+
+
 def test_native_and_scipy_agree_on_batches():
     cost = torch.randn(3, 4, 20, 50, generator=torch.Generator().manual_seed(1))
     num_gt = torch.randint(0, 21, (3, 4), generator=torch.Generator().manual_seed(2))
@@ -189,8 +313,30 @@ def test_native_and_scipy_agree_on_batches():
 
 
 def test_ties_go_to_the_lowest_free_prediction():
-    result = linear_assignment(torch.zeros(3, 5), solver="native")
-    assert result.pred_of_gt.tolist() == [0, 1, 2]
+    assert linear_assignment(torch.zeros(3, 5), solver="native").pred_of_gt.tolist() == [0, 1, 2]
+    cost = torch.ones(2, 300)
+    cost[0, [70, 130, 299]] = 0
+    cost[1, [69, 250]] = 0
+    assert linear_assignment(cost, solver="native").pred_of_gt.tolist() == [70, 69]
+    cost[1, 69], cost[1, 70] = 1, 0
+    assert linear_assignment(cost, solver="native").pred_of_gt.tolist() == [70, 250]
+
+
+def test_same_result_alone_in_a_batch_and_on_any_number_of_threads():
+    kinds = [make(kind, 20, 50, 3) for kind in KINDS]
+    cost = torch.stack(kinds * 20)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            results.append(linear_assignment(cost, duals=True, solver="native"))
+    finally:
+        torch.set_num_threads(threads)
+    alone = [linear_assignment(matrix, duals=True, solver="native") for matrix in kinds]
+    for field, values in enumerate(zip(*results, strict=True)):
+        expected = torch.stack([result[field] for result in alone] * 20)
+        assert all(torch.equal(value, expected) for value in values)
 
 
 def test_duals_come_from_the_native_solver_only():
@@ -198,36 +344,129 @@ def test_duals_come_from_the_native_solver_only():
         linear_assignment(torch.zeros(2, 3), duals=True, solver="scipy")
 
 
-def test_host_twin_is_equal_bit_by_bit(tmp_path):
-    script = """
-import sys, torch
-from test_native_assignment import KINDS, make
-from raggedbev.matching import linear_assignment
-found = []
-for kind in KINDS:
-    for seed, size in enumerate([(0, 4), (1, 7), (6, 3), (33, 65), (40, 30)]):
-        cost = make(kind, *size, seed, torch.float64 if seed % 2 else torch.float32)
-        found.append(vars(linear_assignment(cost, duals=True)))
-        for hole in (float("inf"), float("nan")):
-            holes = torch.rand(cost.shape, generator=torch.Generator().manual_seed(seed)) < 0.2
-            found.append(vars(linear_assignment(cost.masked_fill(holes, hole), nonfinite="last_resort", duals=True)))
-torch.save(found, sys.argv[1])
-"""
+def results_of_everything(device="cpu"):
+    """Of problems of every kind, with and without holes, in batches with any number of objects."""
     results = []
-    for twin in "01":
-        path = tmp_path / f"{twin}.pt"
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(path)],
-            env={**os.environ, "RAGGEDBEV_HOST_TWIN": twin, "PYTHONPATH": ":".join(sys.path)},
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parent,
-        )
-        assert done.returncode == 0, done.stderr
-        results.append(torch.load(path))
-    assert len(results[0]) == len(KINDS) * 5 * 3
-    for one, other in zip(*results, strict=True):
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    for kind in KINDS:
+        for seed, size in enumerate([(0, 4), (1, 7), (6, 3), (33, 66), (70, 5)]):
+            generator = torch.Generator().manual_seed(seed)
+            dtype = torch.float64 if seed % 2 else torch.float32
+            cost = torch.stack([make(kind, *size, seed + number, dtype) for number in range(2)]).to(device)
+            num_gt = torch.tensor([size[0], size[0] * 2 // 3], device=device)
+            results.append(linear_assignment(cost, num_gt, duals=True, solver="native"))
+            for hole, nonfinite in ((INF, "report"), (INF, "last_resort"), (NAN, "last_resort")):
+                holes = torch.rand(cost.shape, generator=generator) < 0.3
+                holes[1, :1] = True
+                filled = cost.masked_fill(holes.to(device), hole)
+                results.append(linear_assignment(filled, num_gt, nonfinite=nonfinite, duals=True, solver="native"))
+    return [tuple(field.cpu() for field in result) for result in results]
+
+
+def assert_same_bits(found, expected):
+    assert len(found) == len(expected) == len(KINDS) * 5 * 4
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("twin", ["1", "shuffle"])
+def test_host_twin_is_equal_bit_by_bit(tmp_path, twin):
+    """The algorithm of the device, its lanes in order and in others."""
+    path = tmp_path / "twin.pt"
+    done = subprocess.run(
+        [sys.executable, __file__, str(path)],
+        env={**os.environ, "RAGGEDBEV_HOST_TWIN": twin, "PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same_bits(torch.load(path), results_of_everything())
+
+
+@needs_cuda
+def test_cuda_is_equal_to_the_cpu_bit_by_bit():
+    assert_same_bits(results_of_everything("cuda"), results_of_everything())
+
+
+@needs_cuda
+@pytest.mark.parametrize("size", [(10, 900), (60, 428), (200, 300), (300, 300), (20, 20000), (50, 20)], ids=str)
+def test_cuda_in_every_layout_of_its_memory(size):
+    """All, some or none of the state in shared memory: by size, and by how many problems share a multiprocessor."""
+    for problems in (1, 48, 4000 if size[0] * size[1] < 20000 else 200):
+        cost = torch.stack([make("crowded", *size, seed) for seed in range(4)]).repeat(problems // 4 + 1, 1, 1)
+        cost = cost[:problems]
+        found = linear_assignment(cost.cuda(), duals=True, solver="native")
+        expected = linear_assignment(cost[:4], duals=True, solver="native")
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one.cpu(), other.repeat(problems // 4 + 1, *[1] * (other.dim() - 1))[:problems])
+
+
+@needs_cuda
+@pytest.mark.parametrize("nonfinite", ["report", "last_resort"])
+def test_cuda_never_waits_for_the_device(nonfinite):
+    cost, num_gt = torch.randn(3, 4, 9, 70, device="cuda"), torch.randint(0, 10, (3, 4), device="cuda")
+    cost[0, 0, 0, :] = INF
+    linear_assignment(cost, num_gt)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for counts in (num_gt, num_gt.int(), None):
+            result = linear_assignment(cost.half(), counts, nonfinite=nonfinite)
+            linear_assignment(cost.transpose(-1, -2), nonfinite=nonfinite, duals=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.status[0, 0] == 1
+
+
+@needs_cuda
+def test_cuda_graph_replays_with_other_costs_and_counts():
+    cost, num_gt = torch.rand(6, 12, 40, device="cuda"), torch.full((6,), 12, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        linear_assignment(cost, num_gt, duals=True)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = linear_assignment(cost, num_gt, duals=True)
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        new_cost = torch.randn(6, 12, 40, generator=generator)
+        new_cost[torch.rand(new_cost.shape, generator=generator) < 0.2 * seed] = INF
+        counts = torch.randint(-2, 15, (6,), generator=generator)  # out of range, too: no error on the device
+        cost.copy_(new_cost)
+        num_gt.copy_(counts)
+        graph.replay()
+        expected = linear_assignment(new_cost, counts.clamp(0, 12), duals=True)
+        assert all(torch.equal(one.cpu(), other) for one, other in zip(result, expected, strict=True))
+
+
+@needs_cuda
+def test_cuda_stream_of_the_caller():
+    cost = torch.rand(8, 30, 300)
+    expected = linear_assignment(cost).pred_of_gt
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)  # what comes on another stream comes before the costs
+        found = linear_assignment(cost.cuda(non_blocking=True)).pred_of_gt
+    stream.synchronize()
+    assert torch.equal(found.cpu(), expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (2, 0, 0)], ids=str)
+def test_cuda_without_rows_columns_or_problems(shape):
+    result = linear_assignment(torch.zeros(shape, device="cuda"), duals=True)
+    torch.cuda.synchronize()
+    assert (result.status == 0).all() and (result.pred_of_gt == -1).all() and (result.gt_of_pred == -1).all()
+
+
+@needs_cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_cuda_device_of_the_costs():
+    cost = torch.rand(2, 5, 9)
+    result = linear_assignment(cost.to("cuda:1"))
+    assert result.pred_of_gt.device == torch.device("cuda:1")
+    assert torch.equal(result.pred_of_gt.cpu(), linear_assignment(cost).pred_of_gt)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (3, 4, 6), (2, 6, 4)], ids=str)
@@ -267,5 +506,13 @@ def test_wrong_arguments_of_the_operator():
         operator(torch.zeros(1, 2, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long), False, False)
     with pytest.raises(ValueError, match=r"num_gt must have B = 1 samples"):
         operator(torch.zeros(1, 2, 3), torch.zeros(2, dtype=torch.long), False, False)
+    with pytest.raises(TypeError, match=r"num_gt must be int32 or int64, got torch\.int16"):
+        operator(torch.zeros(1, 2, 3), torch.zeros(1, dtype=torch.int16), False, False)
     with pytest.raises(ValueError, match=r"num_gt must lie in \[0, 2\], got values in \[3, 3\]"):
         operator(torch.zeros(1, 2, 3), torch.tensor([3]), False, False)
+    with pytest.raises(ValueError, match=r"cost must have at most 2\^30 rows and columns, got \(1, 0, 1073741825\)"):
+        operator(torch.zeros(1, 0, 2**30 + 1), torch.zeros(1, dtype=torch.long), False, False)
+
+
+if __name__ == "__main__":
+    torch.save(results_of_everything(), sys.argv[1])

@@ -7,7 +7,7 @@ the costs, without a host read; where it is not compiled, SciPy takes all proble
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ _SOLVERS = ("auto", "native", "scipy")
 _NONFINITE = ("report", "last_resort")
 
 
-@dataclass(frozen=True, eq=False)
-class LinearAssignment:
+class LinearAssignment(NamedTuple):
     """Result of `linear_assignment`.
 
     Attributes:
@@ -33,8 +32,24 @@ class LinearAssignment:
         gt_of_pred: [..., P] int64, the object of each prediction; -1 for background.
         status: [...] int8: 0 solved, 1 infeasible (forbidden edges leave objects without a prediction), 2 NaN or -inf
             in the costs.
-        dual_of_gt: [..., G] float64 dual variables, if asked for. Where status is 0, dual_of_gt + dual_of_pred is
-            nowhere above the cost and equal to it on the pairs, which proves them optimal; 0 on filler.
+    """
+
+    pred_of_gt: Tensor
+    gt_of_pred: Tensor
+    status: Tensor
+
+
+class LinearAssignmentWithDuals(NamedTuple):
+    """Result of `linear_assignment` with `duals=True`: the fields of `LinearAssignment`, and a proof.
+
+    Where status is 0, dual_of_gt + dual_of_pred is nowhere above the cost and equal to it on the pairs, up to rounding
+    in float64; this proves them optimal.
+
+    Attributes:
+        pred_of_gt: [..., G] int64.
+        gt_of_pred: [..., P] int64.
+        status: [...] int8.
+        dual_of_gt: [..., G] float64; 0 on filler.
         dual_of_pred: [..., P] float64; none is positive, and those of background are 0 (with more objects than
             predictions the two change places).
     """
@@ -42,8 +57,32 @@ class LinearAssignment:
     pred_of_gt: Tensor
     gt_of_pred: Tensor
     status: Tensor
-    dual_of_gt: Tensor | None = None
-    dual_of_pred: Tensor | None = None
+    dual_of_gt: Tensor
+    dual_of_pred: Tensor
+
+
+@overload
+def linear_assignment(
+    cost: Tensor | RaggedBatch,
+    num_gt: Tensor | None = ...,
+    *,
+    solver: str = ...,
+    nonfinite: str = ...,
+    duals: Literal[False] = ...,
+    check: bool = ...,
+) -> LinearAssignment: ...
+
+
+@overload
+def linear_assignment(
+    cost: Tensor | RaggedBatch,
+    num_gt: Tensor | None = ...,
+    *,
+    solver: str = ...,
+    nonfinite: str = ...,
+    duals: Literal[True],
+    check: bool = ...,
+) -> LinearAssignmentWithDuals: ...
 
 
 def linear_assignment(
@@ -54,32 +93,33 @@ def linear_assignment(
     nonfinite: str = "report",
     duals: bool = False,
     check: bool = False,
-) -> LinearAssignment:
+) -> LinearAssignment | LinearAssignmentWithDuals:
     """Match objects to predictions so that each problem's total cost is smallest.
 
     Every object gets one prediction, and every prediction at most one object; with more objects than predictions,
     every prediction gets one object. Costs are read in their own type (half types as float32) and added up in float64.
     The native solver is a shortest augmenting path method (Jonker and Volgenant 1987) in which all free predictions
-    are one node; it is deterministic, and equal costs go to the lowest prediction that is free.
+    are one node; it is deterministic, and equal costs go to the lowest prediction that is free. One large value that
+    stands for 'hardly ever' (FLT_MAX, say) does not cost the other costs their digits.
 
     Args:
         cost: [..., G, P] any floating dtype, rows beyond `num_gt` are filler; or a RaggedBatch that is ragged along
             one of its last two dimensions, which is then the object dimension. Detached: no gradient flows.
-        num_gt: [...] integer, objects per problem (broadcast to the leading dimensions of `cost`), on its device;
-            none: G, or the sample sizes of a RaggedBatch. On an accelerator values outside [0, G] count as the nearer
-            end.
+        num_gt: [...] int32 or int64, objects per problem (broadcast to the leading dimensions of `cost`), on its
+            device; none: G, or the sample sizes of a RaggedBatch. On an accelerator values outside [0, G] count as
+            the nearer end.
         solver: 'native', 'scipy', or 'auto': native where it is compiled for the device of `cost`, else SciPy.
         nonfinite: 'report': +inf forbids an edge; objects that cannot be matched get -1 and status 1; a problem with
             NaN or -inf gets -1 throughout and status 2. 'last_resort': such edges count as worse than every finite
             assignment, so the problem is always solved; status still reports what was met.
-        duals: also return dual variables (native solver only).
+        duals: return dual variables, too (native solver only).
         check: raise for a status other than 0; reads the device.
 
     Returns:
         The pairs, on the device of `cost`.
 
     Raises:
-        ValueError: shapes, dtypes or options do not fit, or `check` found a problem.
+        ValueError: shapes, dtypes, devices or options do not fit, or `check` found a problem.
     """
     check_solver(solver)
     if nonfinite not in _NONFINITE:
@@ -89,20 +129,17 @@ def linear_assignment(
     cost, num_gt = _unwrap(cost, num_gt)
     lead, (num_rows, num_cols) = cost.shape[:-2], cost.shape[-2:]
     problems = math.prod(lead)
+    if cost.requires_grad:
+        cost = cost.detach()
+    if len(lead) != 1:
+        cost, num_gt = cost.reshape(problems, num_rows, num_cols), num_gt.reshape(problems)
     solve = _solve_with_scipy if solver == "scipy" else _solve
-    results = solve(
-        cost.detach().reshape(problems, num_rows, num_cols),
-        num_gt.reshape(problems),
-        nonfinite == "last_resort",
-        duals,
-    )
-    pred_of_gt, gt_of_pred, status = (result.reshape((*lead, *result.shape[1:])) for result in results[:3])
+    results = solve(cost, num_gt, nonfinite == "last_resort", duals)
+    if len(lead) != 1:
+        results = tuple(result.reshape((*lead, *result.shape[1:])) for result in results[: 5 if duals else 3])
     if check:
-        _raise_status(status)
-    if not duals:
-        return LinearAssignment(pred_of_gt, gt_of_pred, status)
-    of_gt, of_pred = (result.reshape((*lead, *result.shape[1:])) for result in results[3:])
-    return LinearAssignment(pred_of_gt, gt_of_pred, status, of_gt, of_pred)
+        _raise_status(results[2])
+    return LinearAssignmentWithDuals(*results) if duals else LinearAssignment(*results[:3])
 
 
 def check_solver(solver: str) -> None:
@@ -126,11 +163,20 @@ def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, 
         sizes = cost.sample_sizes
         sizes = sizes.reshape(*sizes.shape, *[1] * (cost.dim() - 2 - sizes.dim()))
         return by_row.tensor, sizes.expand(by_row.shape[:-2])
+    lead, num_rows = cost.shape[:-2], cost.shape[-2]
     if num_gt is None:
-        return cost, torch.full(cost.shape[:-2], cost.shape[-2], dtype=torch.long, device=cost.device)
-    if num_gt.is_floating_point() or num_gt.dtype == torch.bool:
-        raise ValueError(f"num_gt must be an integer tensor, got {num_gt.dtype}")
-    return cost, num_gt.expand(cost.shape[:-2])
+        return cost, torch.full(lead, num_rows, dtype=torch.long, device=cost.device)
+    if num_gt.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"num_gt must be int32 or int64, got {num_gt.dtype}")
+    if num_gt.device != cost.device:
+        raise ValueError(f"num_gt must be on {cost.device} like cost, got {num_gt.device}")
+    if num_gt.shape == lead:
+        return cost, num_gt
+    if num_gt.dim() > len(lead) or any(
+        size not in (1, wanted) for size, wanted in zip(reversed(num_gt.shape), reversed(lead), strict=False)
+    ):
+        raise ValueError(f"num_gt must be {tuple(lead)} like cost, or broadcast to that, got {tuple(num_gt.shape)}")
+    return cost, num_gt.expand(lead)
 
 
 def _solve_with_scipy(cost: Tensor, num_gt: Tensor, last_resort: bool, duals: bool) -> tuple[Tensor, ...]:
@@ -177,10 +223,11 @@ def _solve_one(matrix: np.ndarray, last_resort: bool) -> tuple[np.ndarray, np.nd
     """Matched rows, their columns, and the status of one problem."""
     finite = np.isfinite(matrix)
     if finite.all():
-        return (*linear_sum_assignment(matrix), OK)
+        return (*linear_sum_assignment(_summable(matrix)), OK)
     invalid = bool((np.isnan(matrix) | np.isneginf(matrix)).any())
     if invalid and not last_resort:
         return np.empty(0, np.int64), np.empty(0, np.int64), INVALID
+    matrix = _summable(np.where(finite, matrix, 0.0))
     rows, columns = linear_sum_assignment(_with_finite_sentinels(matrix, finite))
     allowed = finite[rows, columns]
     status = INVALID if invalid else OK if allowed.all() else INFEASIBLE
@@ -189,15 +236,27 @@ def _solve_one(matrix: np.ndarray, last_resort: bool) -> tuple[np.ndarray, np.nd
 
 def _with_finite_sentinels(matrix: np.ndarray, finite: np.ndarray) -> np.ndarray:
     """Non-finite entries replaced by a cost that no sum of finite ones outweighs."""
-    matrix = matrix.astype(np.float64)
-    values = matrix[finite]
-    if not values.size:
-        return np.zeros_like(matrix)
-    if np.abs(values).max() > 1e200:
-        matrix, values = matrix * 2.0**-512, values * 2.0**-512
+    values = matrix[finite] if finite.any() else np.zeros(1)
     worst, best = values.max(), values.min()
     sentinel = worst + (min(matrix.shape) + 1) * (worst - best) + 1
     return np.where(finite, matrix, sentinel)
+
+
+def _summable(matrix: np.ndarray) -> np.ndarray:
+    """Finite costs with the same optimal pairs, whose sums keep the digits of all of them.
+
+    The largest magnitude becomes no larger than it takes, if all others together do not come near it; costs that are
+    too large to be added up are scaled down.
+    """
+    magnitude = np.abs(matrix, dtype=np.float64)
+    largest = float(magnitude.max())
+    if largest < 1e15:
+        return matrix
+    outlier = magnitude == largest
+    huge = 16.0 * (min(matrix.shape) + 1) * (float(magnitude[~outlier].max(initial=0.0)) + 1)
+    if largest > huge:
+        return np.where(outlier, np.copysign(huge, matrix), matrix)
+    return matrix.astype(np.float64) * (2.0**-512 if largest > 1e200 else 1.0)
 
 
 def _raise_status(status: Tensor) -> None:
