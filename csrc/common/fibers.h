@@ -140,7 +140,11 @@ class Fibers {
 
   void leave(Fiber& fiber, Meeting meeting) {
     set_meeting(fiber, meeting);
-    announce(fiber.shadow, caller_shadow_, caller_stack_, caller_stack_bytes_, meeting == kReturn);
+    void* const caller_shadow = caller_shadow_;
+    const void* const caller_stack = caller_stack_;
+    const size_t caller_stack_bytes = caller_stack_bytes_;
+    if (meeting == kReturn) release(&end_);  // nothing of the caller's memory is read after this
+    announce(fiber.shadow, caller_shadow, caller_stack, caller_stack_bytes, meeting == kReturn);
     switch_from(fiber);
     arrived(fiber.shadow, nullptr, nullptr);
   }
@@ -156,7 +160,6 @@ class Fibers {
     const int lane = self.lane_;
     acquire(&self.begin_);
     self.body_(lane);
-    release(&self.end_);
     self.leave(self.fibers_[lane], kReturn);
   }
 

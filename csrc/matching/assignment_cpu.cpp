@@ -39,11 +39,31 @@ RAGGEDBEV_INLINE bool block_minima_of(const T* cost, int count, T* minima) {
   return invalid != 0;
 }
 
-RAGGEDBEV_SIMD int first_equal(const double* values, int count, double value) {
-  int at = count;
+// Loops over whole vectors have no remainder, which can take longer than all the rest.
+RAGGEDBEV_INLINE int whole(int count) {
+  return (count + kVector - 1) & -kVector;
+}
+
+// Looks at whole vectors: what lies behind `count` counts only where nothing before is equal.
+template <typename T>
+RAGGEDBEV_INLINE int first_equal_of(const T* values, int count, T value) {
+  int at = std::numeric_limits<int>::max();
+  const int end = whole(count);
 #pragma omp simd reduction(min : at)
-  for (int j = 0; j < count; ++j) at = values[j] == value && j < at ? j : at;
+  for (int j = 0; j < end; ++j) at = values[j] == value && j < at ? j : at;
   return at;
+}
+
+template <typename T>
+RAGGEDBEV_INLINE int first_smallest_of(const T* values, int count) {
+  T lowest = std::numeric_limits<T>::infinity();
+#pragma omp simd reduction(min : lowest)
+  for (int j = 0; j < count; ++j) lowest = values[j] < lowest ? values[j] : lowest;
+  return std::min(first_equal_of(values, count, lowest), count - 1);
+}
+
+RAGGEDBEV_SIMD int first_equal(const double* values, int count, double value) {
+  return first_equal_of(values, count, value);
 }
 
 RAGGEDBEV_SIMD double minimum(const double* values, int count) {
@@ -87,8 +107,9 @@ template <typename T>
 RAGGEDBEV_INLINE double relax_by(const T* cost, const double* barrier, double base, double* length, int64_t* from,
                                  int64_t row, int count) {
   double lowest = std::numeric_limits<double>::infinity();
+  const int end = whole(count);
 #pragma omp simd reduction(min : lowest)
-  for (int k = 0; k < count; ++k) {
+  for (int k = 0; k < end; ++k) {
     const double by_row = base + (static_cast<double>(cost[k]) - barrier[k]);
     const bool shorter = by_row < length[k];
     length[k] = shorter ? by_row : length[k];
@@ -100,6 +121,9 @@ RAGGEDBEV_INLINE double relax_by(const T* cost, const double* barrier, double ba
 
 // target_clones knows no templates.
 #define RAGGEDBEV_LOOPS(T)                                                                                      \
+  RAGGEDBEV_SIMD int first_smallest(const T* values, int count) {                                               \
+    return first_smallest_of(values, count);                                                                    \
+  }                                                                                                             \
   RAGGEDBEV_SIMD bool block_minima(const T* cost, int count, T* minima) {                                       \
     return block_minima_of(cost, count, minima);                                                                \
   }                                                                                                             \
@@ -146,6 +170,7 @@ class SimdOps : public LaneOps<HostGroup> {
 
   template <typename T>
   int first_smallest(const T* values, int count) const {
+    if (count > kVector) return matching::first_smallest(values, count);
     int at = 0;
     for (int j = 1; j < count; ++j) at = values[j] < values[at] ? j : at;
     return at;
@@ -186,8 +211,9 @@ class SimdOps : public LaneOps<HostGroup> {
   }
 
   void start_search(double* length, double* barrier, const double* dual, int count) const {
-    std::fill(length, length + count, std::numeric_limits<double>::infinity());
-    std::copy(dual, dual + count, barrier);
+    const auto whole = Workspace<double>::whole(count);
+    std::fill(length, length + whole, std::numeric_limits<double>::infinity());
+    std::fill(std::copy(dual, dual + count, barrier), barrier + whole, -std::numeric_limits<double>::infinity());
   }
 
   template <typename Value>

@@ -20,6 +20,7 @@
 namespace raggedbev::matching {
 
 constexpr int kBlock = 64;                          // columns per lower bound
+constexpr int kVector = 16;                         // arrays of a row have room for whole vectors
 constexpr int64_t kMostColumns = int64_t{1} << 30;  // so that an int counts them, and a step beyond
 constexpr double kLong = 1e15;  // to path lengths of this size costs of 1 add their first digits only
 
@@ -105,7 +106,7 @@ struct Workspace {
   int64_t* from;           // [R] row that a column was reached from
   Candidate<Value>* free;  // [R]
   Value* bound;            // [R, blocks] lower bounds of the free columns of each block
-  Value* matched;          // [R, R] costs of the matched columns, gathered when a row is visited
+  Value* matched;          // [R, whole(R)] costs of the matched columns, gathered when a row is visited
   Value* taken;            // [M] 0 for a free column, inf for a matched one
   int32_t* gathered;       // [R] how many of them
   int32_t* column;         // [R] matched column k
@@ -117,6 +118,7 @@ struct Workspace {
   int32_t* done;           // [R] settled columns k
   bool* invalid;           // [R] whether the row has a NaN or -inf
 
+  RAGGEDBEV_HOST_DEVICE static int64_t whole(int64_t count) { return (count + kVector - 1) / kVector * kVector; }
   RAGGEDBEV_HOST_DEVICE static int64_t blocks(int64_t cols) { return (cols + kBlock - 1) / kBlock; }
 
   // Sets the pointers to what there is, and returns the bytes for `rows` and `cols`. Never more bulk memory than for
@@ -126,7 +128,7 @@ struct Workspace {
     bool fast = false;
     const auto take = [&](auto*& pointer, int64_t count) {
       using Element = std::remove_reference_t<decltype(*pointer)>;
-      const int64_t bytes = (count * static_cast<int64_t>(sizeof(Element)) + 63) / 64 * 64;
+      const int64_t bytes = (whole(count) * static_cast<int64_t>(sizeof(Element)) + 63) / 64 * 64;
       fast = fast && used.fast + bytes <= memory.fast_bytes;
       char* const start = fast ? memory.fast : memory.bulk;
       pointer = start == nullptr ? nullptr : reinterpret_cast<Element*>(start + (fast ? used.fast : used.bulk));
@@ -139,7 +141,7 @@ struct Workspace {
     take(reach, rows);
     take(from, rows), take(free, rows), take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
     take(open, rows), take(later, rows), take(visited, rows), take(done, rows);
-    take(matched, rows * rows), take(taken, cols);
+    take(matched, rows * whole(rows)), take(taken, cols);
     return used;
   }
 };
@@ -204,9 +206,8 @@ class Search {
 
   // A row whose smallest column is free takes it: no dual value can make another one better.
   RAGGEDBEV_KERNEL void take_smallest(int i) {
-    const Value* bound = w_.bound + bound_offset(i);
-    const Value smallest = bound[ops_.first_smallest(bound, num_blocks())];
-    const Candidate<Value> best = smallest_free(i);
+    Value smallest;
+    const Candidate<Value> best = smallest_free(i, smallest);
     const bool open = best.col < 0 || best.value > smallest;
     ops_.once([&] {
       w_.free[i] = best;
@@ -233,27 +234,39 @@ class Search {
     });
   }
 
-  // The smallest column of the block with the lowest bound, if that bound is true; else the bound is raised.
-  RAGGEDBEV_KERNEL Candidate<Value> smallest_free(int i) {
-    Value* bound = w_.bound + bound_offset(i);
-    for (;;) {
+  // The smallest column of the block with the lowest bound, if that bound is true; else the bound is raised. `lowest`:
+  // the lowest bound there was.
+  RAGGEDBEV_KERNEL Candidate<Value> smallest_free(int i, Value& lowest) {
+    const Value* bound = w_.bound + bound_offset(i);
+    for (bool raised = false;; raised = true) {
       const int block = ops_.first_smallest(bound, num_blocks());
       const Value value = bound[block];
+      if (!raised) lowest = value;
       if (!(value < infinity<Value>())) return {infinity<Value>(), -1};
       const int first = block * kBlock;
-      const int count = num_cols_ - first < kBlock ? num_cols_ - first : kBlock;
-      const Cost* cost = cost_row(i) + first;
-      const int at = ops_.first_free_equal(access_, cost, w_.taken + first, count, value);
+      const int count = columns_from(first);
+      const int at = ops_.first_free_equal(access_, cost_row(i) + first, w_.taken + first, count, value);
       if (at < count) return {value, first + at};
-      const Value higher = ops_.free_minimum(access_, cost, w_.taken + first, count);
-      ops_.once([&] { bound[block] = higher; });
+      raise_bound(i, block);
     }
+  }
+
+  RAGGEDBEV_KERNEL int columns_from(int first) const { return num_cols_ - first < kBlock ? num_cols_ - first : kBlock; }
+
+  // Makes the bound of a block true.
+  RAGGEDBEV_KERNEL void raise_bound(int i, int block) {
+    const int first = block * kBlock;
+    const Value value = ops_.free_minimum(access_, cost_row(i) + first, w_.taken + first, columns_from(first));
+    ops_.once([&] { w_.bound[bound_offset(i) + block] = value; });
   }
 
   // Makes the row's candidate a free column.
   RAGGEDBEV_KERNEL Candidate<Value> free_candidate(int i) {
-    if (w_.free[i].col >= 0 && is_taken(w_.free[i].col)) {
-      const Candidate<Value> next = smallest_free(i);
+    const int col = w_.free[i].col;
+    if (col >= 0 && is_taken(col)) {
+      Value lowest;
+      raise_bound(i, col / kBlock);
+      const Candidate<Value> next = smallest_free(i, lowest);
       ops_.once([&] { w_.free[i] = next; });
     }
     return w_.free[i];
@@ -261,7 +274,7 @@ class Search {
 
   // Costs of the matched columns in row i.
   RAGGEDBEV_KERNEL const Value* matched_costs(int i) {
-    Value* costs = w_.matched + static_cast<int64_t>(i) * num_rows_;
+    Value* costs = w_.matched + i * Workspace<Value>::whole(num_rows_);
     const int known = w_.gathered[i];
     if (known < num_matched_) {
       ops_.gather(access_, cost_row(i), w_.column, costs, known, num_matched_);
@@ -321,10 +334,12 @@ class Search {
   RAGGEDBEV_KERNEL bool augment(int source) {
     const int count = num_matched_;
     ops_.start_search(w_.length, w_.barrier, w_.dual, count);
-    double base = 0, best_free = infinity<double>(), nearest;
+    double nearest = 0, best_free = infinity<double>();
     int num_visited = 0, num_done = 0, last = -1;
-    for (int i = source;;) {
-      nearest = ops_.relax(matched_costs(i), w_.barrier, base, w_.length, w_.from, i, count);
+    for (int i = source, k = -1;;) {
+      const Value* const costs = matched_costs(i);
+      const double base = k < 0 ? 0 : nearest - (static_cast<double>(costs[k]) - w_.dual[k]);
+      nearest = ops_.relax(costs, w_.barrier, base, w_.length, w_.from, i, count);
       const double free = base + w_.free[i].value;
       ops_.once([&] {
         w_.base[num_visited] = base;
@@ -341,9 +356,8 @@ class Search {
       }
       if (last >= 0 && best_free <= nearest) break;
       if (!(nearest < infinity<double>())) return false;
-      const int k = ops_.first_equal(w_.length, count, nearest);
+      k = ops_.first_equal(w_.length, count, nearest);
       i = w_.row[k];
-      base = nearest - (static_cast<double>(access_(cost_row(i)[w_.column[k]])) - w_.dual[k]);
       ops_.once([&] {
         w_.settled[k] = nearest;
         w_.length[k] = infinity<double>();
