@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -187,15 +187,20 @@ class BoxCodeMatcher3D(HungarianMatcher3D):
         return linear_assignment(cost, solver=self.solver, check=not self.replaces_nonfinite).gt_of_pred
 
 
-@dataclass(frozen=True, eq=False)
-class OverlapAssignment(LinearAssignment):
-    """A `LinearAssignment` with the overlaps of its pairs.
+class OverlapAssignment(NamedTuple):
+    """The fields of `LinearAssignment`, and the overlaps of the pairs.
 
     Attributes:
+        pred_of_gt: [..., G] int64.
+        gt_of_pred: [..., P] int64.
+        status: [...] int8.
         max_overlaps: [..., P] 3D IoU of each prediction with its object; 0 for background.
     """
 
-    max_overlaps: Tensor | None = None
+    pred_of_gt: Tensor
+    gt_of_pred: Tensor
+    status: Tensor
+    max_overlaps: Tensor
 
 
 @dataclass(frozen=True)
