@@ -11,7 +11,9 @@ A line shows the medians of this package and of the fastest composition, their r
 and GB/s by the bytes that have to be read and written at least, also as a share of what copying a large tensor reaches
 in the same run. `combine_data` packs 48 lists (--lists), and its ratio is that to a loop of slice copies.
 
-On the CPU a measurement repeats short work until it lasts; data that fit stay in the caches, for all arms alike. On
+On the CPU a measurement repeats short work until it lasts; data that fit stay in the caches, for all arms alike. The
+allocator is told to keep what is freed (--malloc keep): otherwise it hands large tensors back to the system and pays
+page faults for the next one, or does not, by what happened to lie beside them, and that decides the large cases. On
 CUDA it is one call between two device events, after the L2 cache was overwritten; the time that the host takes to issue
 the call, and the number of kernels and copies that it starts, are written to the JSON beside it.
 """
@@ -19,6 +21,7 @@ the call, and the number of kernels and copies that it starts, are written to th
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import math
 import os
@@ -40,6 +43,7 @@ SHORTEST = 2e-3  # seconds that one measurement on the CPU lasts at least
 LARGE_BYTES = 16 * 2**20  # from here on the memory limits the device, not the launch
 FEWEST_REPEATS = 3
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 2e-2}
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 Work = Callable[[], object]
@@ -221,16 +225,24 @@ def run_case(case: Case, shape: Mapping[str, int], args: argparse.Namespace, cop
         }
 
 
+def keep_freed_memory() -> bool:
+    """Tells the C library to keep freed memory for later allocations of this process; whether it can."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """All problems; prints a line per result."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    keeps_memory = args.malloc == "keep" and keep_freed_memory()
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
     copy = copy_bandwidth(args)
     report = describe_machine(device) | {
         "load": os.getloadavg(),
         "dtype": args.dtype,
         "clock": args.clock,
+        "keeps_freed_memory": keeps_memory,
         "repeats": args.repeats,
         "seed": args.seed,
         "copy_gb_per_s": copy,
@@ -349,6 +361,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=list(CLOCKS),
         default="wall",
         help="wall time, or time on the CPU with --threads 1, for a machine that does other work (default: wall)",
+    )
+    parser.add_argument(
+        "--malloc",
+        choices=["keep", "default"],
+        default="keep",
+        help="keep: glibc's malloc keeps what is freed; default: as it is configured (default: keep)",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the report here")

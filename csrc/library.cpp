@@ -9,24 +9,32 @@ TORCH_LIBRARY(raggedbev, m) {
       "SymInt height, SymInt width, int max_radius, float sigma_factor, float k) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 
-  // Data [B, O, N, I], indices [B, K], sizes [B]: see plugin/raggedbev/ragged/primitives.py.
-  m.def("ragged_gather(Tensor data, Tensor indices, Tensor? num_indices, Tensor? num_rows, Scalar filler) -> Tensor",
-        {at::Tag::pt2_compliant_tag});
+  // Data [*batch, ..., N, ...], indices [*batch, K], sizes [*batch]; dim counts from the end, so that more batch
+  // dimensions change nothing: see plugin/raggedbev/ragged/primitives.py.
   m.def(
-      "ragged_scatter_add(Tensor values, Tensor indices, Tensor? num_indices, Tensor? num_rows, SymInt num) -> Tensor",
+      "ragged_gather(Tensor data, Tensor indices, Tensor? num_indices, Tensor? num_rows, Scalar filler, int dim) "
+      "-> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "ragged_scatter_add(Tensor values, Tensor indices, Tensor? num_indices, Tensor? num_rows, SymInt num, int dim) "
+      "-> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "ragged_write(Tensor source, Tensor? source_indices, Tensor target_indices, Tensor? num_indices, "
-      "Tensor? num_source, Tensor? num_targets_valid, Tensor? into, SymInt num_targets, Scalar filler) "
-      "-> (Tensor out, Tensor entry)",
+      "Tensor? num_source, Tensor? num_targets_valid, Tensor? into, SymInt num_targets, Scalar filler) -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "ragged_write_backward(Tensor grad, Tensor? source_indices, Tensor target_indices, Tensor? num_indices, "
+      "Tensor? num_source, Tensor? num_targets_valid, SymInt num, bool to_source, bool to_into) "
+      "-> (Tensor source, Tensor into)",
       {at::Tag::pt2_compliant_tag});
   m.def("ragged_mask_from_indices(Tensor indices, Tensor? num_indices, SymInt num) -> Tensor",
         {at::Tag::pt2_compliant_tag});
   m.def("ragged_indices_from_mask(Tensor mask, Tensor? num_rows, SymInt max_num) -> (Tensor indices, Tensor counts)",
         {at::Tag::pt2_compliant_tag});
-  m.def("ragged_fill(Tensor data, Tensor sizes, Scalar value) -> Tensor", {at::Tag::pt2_compliant_tag});
-  m.def("ragged_sum(Tensor data, Tensor sizes) -> Tensor", {at::Tag::pt2_compliant_tag});
-  m.def("ragged_expand(Tensor values, Tensor sizes, SymInt num) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("ragged_fill(Tensor data, Tensor sizes, Scalar value, int dim) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("ragged_sum(Tensor data, Tensor sizes, int dim) -> Tensor", {at::Tag::pt2_compliant_tag});
+  m.def("ragged_expand(Tensor values, Tensor sizes, SymInt num, int dim) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("ragged_pack_(Tensor(a!) out, Tensor[] samples) -> ()", {at::Tag::pt2_compliant_tag});
 
   // Logits [problems, P, C], labels [M, G]: see plugin/raggedbev/matching/fused.py.

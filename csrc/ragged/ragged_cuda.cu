@@ -4,6 +4,7 @@
 
 #include "common/launch.cuh"
 #include "ragged/ragged.h"
+#include "ragged/ragged_kernels.h"
 
 namespace raggedbev::ragged {
 namespace {
@@ -58,6 +59,13 @@ int launch_cuda(const WriteParams& p, void* stream) {
         return launch_groups(WriteTask<decltype(unit)>{p}, p.batch * p.num_targets, as_stream(stream));
       },
       p.source, p.into, p.out);
+}
+
+int launch_cuda(const WriteBackwardParams& p, void* stream) {
+  return with_floating_type(p.type, [&](auto value) -> int {
+    const WriteBackwardTask<decltype(value)> task{p};
+    return launch_groups(task, p.batch * task.rows(), as_stream(stream));
+  });
 }
 
 int launch_cuda(const MaskFromIndicesParams& p, void* stream) {

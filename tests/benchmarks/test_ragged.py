@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -33,6 +35,7 @@ def small(monkeypatch):
     monkeypatch.setattr(benchmark, "COPY_BYTES", {"cpu": 2**16, "cuda": 2**16})
     monkeypatch.setattr(benchmark, "FLUSH_BYTES", 2**16)
     monkeypatch.setattr(benchmark, "SHORTEST", 0.0)
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: True)  # the tests' process goes on
 
 
 def all_cases(device, batch=3, objects=4, channels=2, dtype=torch.float32):
@@ -101,6 +104,7 @@ def test_report(tmp_path, capsys, device):
     assert benchmark.main([*arguments, "--repeats", "2", "--json", str(path)]) == 0
     report = json.loads(path.read_text())
     assert report["device_type"] == device.type and report["torch"] == torch.__version__
+    assert report["keeps_freed_memory"] is True
     assert report["date"] and report["python"] and report["copy_gb_per_s"] > 0 and report["dtype"] == "float32"
     num_cases = 2 * len(all_cases(device))  # two problems
     assert len([r for r in report["results"] if r["pass"] == "forward"]) == num_cases
@@ -142,6 +146,31 @@ class CountingClock:
     def measure(self, work):
         self.order.append(work)
         return {"ms": next(self.times[work])}
+
+
+def test_the_allocator_is_left_alone_when_asked(monkeypatch):
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: pytest.fail("it was changed"))
+    sizes = ["--batch", "2", "--objects", "2", "--channels", "1", "--lists", "2", "--repeats", "1"]
+    args = benchmark.parse_args([*sizes, "--helpers", "sum_over_targets", "--malloc", "default"])
+    assert benchmark.run(args)["keeps_freed_memory"] is False
+
+
+def test_freed_memory_is_kept():
+    """In a process of its own: a second large tensor costs no page faults."""
+    script = """
+import resource, torch
+from ragged import keep_freed_memory
+assert keep_freed_memory()
+faults = []
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**24)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+assert faults[1] < faults[0] / 10, faults
+"""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=FOLDER, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_medians_of_interleaved_repeats():

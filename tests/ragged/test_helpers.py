@@ -550,7 +550,7 @@ def test_debug_mode_names_the_entry(name, value, monkeypatch, device):
     index = torch.tensor([[0, 1], [2, value]], device=device)
     args = [arg.to(device) if isinstance(arg, torch.Tensor) else arg for arg in INDEXING[name](index)]
     helper(name)(*args)
-    monkeypatch.setattr("raggedbev.ragged.batch._DEBUG", True)
+    monkeypatch.setattr("raggedbev.ragged.layout._DEBUG", True)
     with pytest.raises(IndexError, match=f"indices of sample 1, entry 1: {value} is out of range for 3 entries"):
         helper(name)(*args)
     ragged_index = RaggedBatch(index, sample_sizes=torch.tensor([2, 1], device=device))

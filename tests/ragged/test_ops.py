@@ -20,7 +20,7 @@ from raggedbev.ragged import (
     get_mask_from_indices,
     sum_over_targets,
 )
-from raggedbev.ragged.batch import Layout
+from raggedbev.ragged.layout import Layout
 
 
 def test_access_never_reads_filler():

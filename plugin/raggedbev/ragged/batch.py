@@ -12,240 +12,17 @@ batched torch code runs, with the raggedness travelling along.
 from __future__ import annotations
 
 import inspect
-import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from math import prod
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from raggedbev.ragged.layout import Layout, checked_layout, require_dim, require_tensor
 from raggedbev.ragged.primitives import ragged_fill
 
-__all__ = ["Layout", "RaggedBatch", "debug_mode", "fold", "is_readable", "unfold"]
-
-_DEBUG = os.environ.get("RAGGEDBEV_DEBUG", "0") == "1"
-
-
-def debug_mode() -> bool:
-    """Whether `RAGGEDBEV_DEBUG=1`, set before the import, asks for value checks, which read the device."""
-    return _DEBUG
-
-
-def is_readable(tensor: Tensor) -> bool:
-    """Whether reading values for a check costs no device synchronisation (or was asked for)."""
-    if torch.compiler.is_compiling() or type(tensor) is not Tensor:
-        return False
-    if tensor.device.type != "cpu" and (not _DEBUG or tensor.device.type == "meta" or _is_capturing(tensor)):
-        return False
-    return torch._C._functorch.maybe_get_level(tensor) == -1
-
-
-def _is_capturing(tensor: Tensor) -> bool:
-    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def fold(tensor: Tensor, num: int, dim: int) -> Tensor:
-    """[*batch, ..., N, ...] with `num` batch dimensions and N at `dim` as [B, O, N, I]."""
-    shape = tensor.shape
-    if num == 1 and len(shape) == 3:  # the usual case, and the view that is made fastest
-        return tensor.unsqueeze(2 * dim - 1)
-    return tensor.reshape(prod(shape[:num]), prod(shape[num:dim]), shape[dim], prod(shape[dim + 1 :]))
-
-
-def unfold(tensor: Tensor, shape: Sequence[int], num: int, dim: int) -> Tensor:
-    """The inverse of `fold`: [B, O, N', I] as `shape` with N' instead of N at `dim`."""
-    if num == 1 and len(shape) == 3:
-        return tensor.squeeze(2 * dim - 1)
-    return tensor.reshape(*shape[:dim], tensor.shape[2], *shape[dim + 1 :])
-
-
-class Layout:
-    """Sizes and mask, made of each other when asked for; shared by all batches with the same raggedness.
-
-    What is made is kept until what it was made of is written to in place (so that a new CUDA graph capture, or sizes
-    that are overwritten between two replays, never meet a stale mask).
-
-    Args:
-        sample_sizes: [*batch] int64 or None when only the mask is known.
-        mask: [*batch, max_sample_size] bool or None when only the sizes are known.
-        max_sample_size: padded length, a host integer.
-        host_sizes: the sizes sample by sample, where the host knows them anyway: spares reading the device.
-    """
-
-    def __init__(
-        self,
-        sample_sizes: Tensor | None,
-        mask: Tensor | None,
-        max_sample_size: int,
-        host_sizes: Sequence[int] | None = None,
-    ) -> None:
-        self._sizes = sample_sizes
-        self._mask = mask
-        self.max_sample_size = max_sample_size
-        self._made: dict[Hashable, tuple[Tensor, int]] = {}
-        self._remember(host_sizes)
-
-    def _remember(self, host_sizes: Sequence[int] | None) -> None:
-        self._host: tuple[Sequence[int], int] | None = None
-        if host_sizes is not None and self._sizes is not None and _is_versioned(self._sizes):
-            self._host = (host_sizes, self._sizes._version)
-
-    @property
-    def sample_sizes(self) -> Tensor:
-        """[*batch] int64."""
-        return self._make("sizes", self.mask, _count) if self._sizes is None else self._sizes
-
-    @property
-    def mask(self) -> Tensor:
-        """[*batch, max_sample_size] bool."""
-        return self._make("mask", self.sample_sizes, self._compare) if self._mask is None else self._mask
-
-    def divisors(self, dtype: torch.dtype, least: int) -> Tensor:
-        """[*batch] of type `dtype`, the sizes but at least `least`, for means."""
-        return self._make((dtype, least), self.sample_sizes, lambda sizes: sizes.clamp(min=least).to(dtype))
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """Sizes of the batch dimensions."""
-        return self.mask.shape[:-1] if self._sizes is None else self._sizes.shape
-
-    def host_sizes(self) -> Sequence[int] | None:
-        """The sizes sample by sample if they can be had without reading a device, None otherwise."""
-        sizes = self.sample_sizes
-        if is_readable(sizes):
-            return _to_list(sizes)
-        known = self._host
-        return known[0] if known is not None and _is_versioned(sizes) and known[1] == sizes._version else None
-
-    def read_sizes(self) -> Sequence[int]:
-        """The sizes sample by sample; one synchronisation on an accelerator unless the host knows them."""
-        values = self.host_sizes()
-        if values is None:
-            sizes = self.sample_sizes
-            values = _to_list(sizes)
-            if _is_versioned(sizes):
-                self._host = (values, sizes._version)
-        return values
-
-    def map(self, on_batch: Callable[[Tensor, int], Tensor], same_samples: bool) -> Layout:
-        """New layout from `on_batch(tensor, num_trailing_dims)`, applied to what is known of sizes and mask.
-
-        Args:
-            on_batch: changes the batch dimensions.
-            same_samples: whether all samples stay, in their order.
-        """
-        sizes = None if self._sizes is None else on_batch(self._sizes, 0)
-        mask = None if self._mask is None else on_batch(self._mask, 1)
-        host = None if self._host is None or not same_samples else self.host_sizes()
-        return Layout(sizes, mask, self.max_sample_size, host)
-
-    def __getstate__(self) -> tuple:
-        host = None if self._host is None else self.host_sizes()
-        return self._sizes, self._mask, self.max_sample_size, host
-
-    def __setstate__(self, state: tuple) -> None:
-        self._sizes, self._mask, self.max_sample_size, host = state
-        self._made = {}
-        self._remember(host)
-
-    def _compare(self, sizes: Tensor) -> Tensor:
-        return torch.arange(self.max_sample_size, device=sizes.device) < sizes.unsqueeze(-1)
-
-    def _make(self, name: Hashable, source: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        if not _is_versioned(source) or _is_capturing(source):
-            return make(source)
-        known, version = self._made.get(name), source._version
-        if known is None or known[1] != version:
-            self._made[name] = known = (make(source), version)
-        return known[0]
-
-
-def _count(mask: Tensor) -> Tensor:
-    return mask.sum(-1)
-
-
-def _to_list(sizes: Tensor) -> list[int]:
-    return sizes.tolist() if sizes.dim() == 1 else sizes.reshape(-1).tolist()
-
-
-def _is_versioned(tensor: Tensor) -> bool:
-    """Whether in-place writes to `tensor` are counted, and what is made of it can be used anywhere later on."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.is_inference_mode_enabled()
-        or tensor.is_inference()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
-def _require_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
-def _require_dim(name: str, dim: int, low: int, high: int) -> None:
-    """dim in [low, high)."""
-    if not low <= dim < high:
-        raise ValueError(f"{name} must lie in [{low}, {high}), got {dim}")
-
-
-def _checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, dim: int | None) -> tuple[Layout, int]:
-    _require_tensor("tensor", tensor)
-    if sizes is not None:
-        _require_tensor("sample_sizes", sizes)
-        if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
-            raise TypeError(f"sample_sizes must be an integer tensor, got {sizes.dtype}")
-        sizes = sizes.long()
-    if mask is not None:
-        _require_tensor("mask", mask)
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be a bool tensor, got {mask.dtype}")
-    if sizes is not None:
-        batch_shape = sizes.shape
-    elif mask is not None:
-        batch_shape = mask.shape[:-1]
-    else:
-        raise ValueError("RaggedBatch needs mask or sample_sizes; from_full_tensor is for batches without filler")
-    num_batch_dims = len(batch_shape)
-    dim = num_batch_dims if dim is None else dim
-    if num_batch_dims < 1:
-        raise ValueError("RaggedBatch needs at least one batch dimension, got a single sample size")
-    if tensor.shape[:num_batch_dims] != batch_shape:
-        raise ValueError(
-            f"{'mask' if sizes is None else 'sample_sizes'} has the batch shape {tuple(batch_shape)} but the tensor "
-            f"is {tuple(tensor.shape)}"
-        )
-    _require_dim("non_uniform_dim", dim, num_batch_dims, tensor.dim())
-    length = tensor.shape[dim]
-    if mask is not None and mask.shape != (*batch_shape, length):
-        raise ValueError(f"mask must be {(*batch_shape, length)}, got {tuple(mask.shape)}")
-    for name, other in (("sample_sizes", sizes), ("mask", mask)):
-        if other is not None and other.device != tensor.device:
-            raise ValueError(f"{name} must be on {tensor.device} like the tensor, got {other.device}")
-    layout = Layout(sizes, mask, length)
-    _check_values(layout, sizes, mask)
-    return layout, dim
-
-
-def _check_values(layout: Layout, sizes: Tensor | None, mask: Tensor | None) -> None:
-    if sizes is not None and sizes.numel() and is_readable(sizes):
-        values = _to_list(sizes)
-        low, high = min(values), max(values)
-        if low < 0 or high > layout.max_sample_size:
-            raise ValueError(f"sample_sizes must lie in [0, {layout.max_sample_size}], got values in [{low}, {high}]")
-    if mask is not None and is_readable(mask):
-        expected = Layout(mask.sum(-1) if sizes is None else sizes, None, layout.max_sample_size).mask
-        wrong = (mask != expected).reshape(-1, layout.max_sample_size).any(-1) if mask.numel() else mask.new_zeros(0)
-        if wrong.any():
-            sample = int(wrong.nonzero()[0, 0])
-            row = mask.reshape(-1, layout.max_sample_size)[sample].int().tolist()
-            wanted = expected.reshape(-1, layout.max_sample_size)[sample].int().tolist()
-            raise ValueError(
-                "mask must have the valid entries of each sample first (and as many as sample_sizes says): "
-                f"sample {sample} has {row}, expected {wanted}"
-            )
+__all__ = ["RaggedBatch"]
 
 
 class RaggedBatch:
@@ -272,7 +49,7 @@ class RaggedBatch:
         sample_sizes: Tensor | None = None,
         non_uniform_dim: int | None = None,
     ) -> None:
-        self._layout, self._non_uniform_dim = _checked_layout(tensor, mask, sample_sizes, non_uniform_dim)
+        self._layout, self._non_uniform_dim = checked_layout(tensor, mask, sample_sizes, non_uniform_dim)
         self._tensor = tensor
 
     @classmethod
@@ -289,10 +66,10 @@ class RaggedBatch:
         cls, tensor: Tensor, non_uniform_dim: int = 1, num_batch_dims: int | None = None
     ) -> RaggedBatch:
         """All entries of `tensor` are valid. `num_batch_dims` defaults to `non_uniform_dim`."""
-        _require_tensor("tensor", tensor)
+        require_tensor("tensor", tensor)
         num_batch_dims = non_uniform_dim if num_batch_dims is None else num_batch_dims
-        _require_dim("non_uniform_dim", non_uniform_dim, 1, tensor.dim())
-        _require_dim("num_batch_dims", num_batch_dims, 1, non_uniform_dim + 1)
+        require_dim("non_uniform_dim", non_uniform_dim, 1, tensor.dim())
+        require_dim("num_batch_dims", num_batch_dims, 1, non_uniform_dim + 1)
         length, batch_shape = tensor.shape[non_uniform_dim], tensor.shape[:num_batch_dims]
         sizes = torch.full(batch_shape, length, dtype=torch.long, device=tensor.device)
         return cls.from_layout(tensor, Layout(sizes, None, length), non_uniform_dim)
@@ -310,10 +87,10 @@ class RaggedBatch:
         Without `max_sample_size` the largest sample size is read from the device: one synchronisation on an
         accelerator.
         """
-        _require_tensor("tensor", tensor)
-        _require_tensor("sample_sizes", sample_sizes)
+        require_tensor("tensor", tensor)
+        require_tensor("sample_sizes", sample_sizes)
         dim = sample_sizes.dim() if non_uniform_dim is None else non_uniform_dim
-        _require_dim("non_uniform_dim", dim, sample_sizes.dim(), tensor.dim())
+        require_dim("non_uniform_dim", dim, sample_sizes.dim(), tensor.dim())
         if max_sample_size is None:
             max_sample_size = int(sample_sizes.max()) if sample_sizes.numel() else 0
         if not 0 <= max_sample_size <= tensor.shape[dim]:
@@ -335,14 +112,14 @@ class RaggedBatch:
 
     def create_with_sample_sizes_like_self(self, tensor: Tensor, non_uniform_dim: int | None = None) -> RaggedBatch:
         """Other data with the same raggedness; mask and sample sizes are shared, not copied."""
-        _require_tensor("tensor", tensor)
+        require_tensor("tensor", tensor)
         layout, shape = self._layout, tensor.shape
         batch_shape = layout.batch_shape
         num = len(batch_shape)
         dim = num if non_uniform_dim is None else non_uniform_dim
         if shape[:num] != batch_shape:
             raise ValueError(f"tensor must start with the batch shape {tuple(batch_shape)}, got {tuple(shape)}")
-        _require_dim("non_uniform_dim", dim, num, len(shape))
+        require_dim("non_uniform_dim", dim, num, len(shape))
         if shape[dim] != layout.max_sample_size:
             raise ValueError(f"dimension {dim} must have {layout.max_sample_size} entries, got {tuple(shape)}")
         if tensor.device != self._tensor.device:
@@ -474,10 +251,8 @@ class RaggedBatch:
 
     def with_padded_set_to(self, value: float) -> RaggedBatch:
         """A copy whose filler is `value`; the gradient of filler is zero."""
-        data, sizes = self.folded()
-        return self._with(
-            unfold(ragged_fill(data, sizes, value), self.shape, self.num_batch_dims, self._non_uniform_dim)
-        )
+        tensor, dim = self._tensor, self._non_uniform_dim
+        return self._with(ragged_fill(tensor, self._layout.sample_sizes, value, dim - tensor.dim()))
 
     def set_padded_to(self, value: float) -> RaggedBatch:
         """Write the filler in place; returns self.
@@ -493,15 +268,9 @@ class RaggedBatch:
             tensor.masked_fill_(~self._broadcastable_mask(), value)
         return self
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Data as [B, O, N, I] (what lies before, along and after the ragged dimension) and sizes as [B]."""
-        sizes = self._layout.sample_sizes
-        num = sizes.dim()
-        return fold(self._tensor, num, self._non_uniform_dim), sizes if num == 1 else sizes.reshape(-1)
-
     def get_non_uniform_dimension_transposed_to(self, dim: int) -> RaggedBatch:
         """The ragged dimension exchanged with data dimension `dim`."""
-        _require_dim("dim", dim, self.num_batch_dims, self.dim())
+        require_dim("dim", dim, self.num_batch_dims, self.dim())
         return self.from_layout(self._tensor.transpose(self._non_uniform_dim, dim), self._layout, dim)
 
     def split(self) -> list:
@@ -623,7 +392,7 @@ class RaggedBatch:
     def unsqueeze_data_dim(self, dim: int) -> RaggedBatch:
         """Insert a data dimension of size one at position `dim` of the tensor."""
         wrapped = dim + self.dim() + 1 if dim < 0 else dim
-        _require_dim("dim", wrapped, self.num_batch_dims, self.dim() + 1)
+        require_dim("dim", wrapped, self.num_batch_dims, self.dim() + 1)
         shifted = self._non_uniform_dim + (wrapped <= self._non_uniform_dim)
         return self.from_layout(self._tensor.unsqueeze(wrapped), self._layout, shifted)
 

@@ -3,19 +3,19 @@
 Data are tensors [*batch, N, ...] or ragged batches, indices [*batch, K] int32 or int64 (tensor or ragged batch). An
 index that lies outside the data (for ragged data: outside its sample) is treated as filler: such an entry is not read
 and not written. With `RAGGEDBEV_DEBUG=1` it raises an IndexError instead. Nothing but the functions that say so reads
-the device. Each helper folds its dimensions by views and calls one operator of `primitives`.
+the device. Each helper checks its arguments and calls one operator of `primitives`.
 """
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from raggedbev.ragged import primitives
-from raggedbev.ragged.batch import Layout, RaggedBatch, debug_mode, fold, is_readable, unfold
+from raggedbev.ragged.batch import RaggedBatch
+from raggedbev.ragged.layout import Layout, debug_mode, is_readable
 
 __all__ = [
     "apply_mask_to_tensor",
@@ -56,20 +56,18 @@ def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to
     """
     index, num_indices = _read_indices(indices, "indices")
     source = _read_data(data, index, "data")
-    shape, num = source.shape, index.dim() - 1
+    num, dims = index.dim() - 1, source.dim()
     dim = dim_to_index_in
     if dim is None:
         dim = data.non_uniform_dim if isinstance(data, RaggedBatch) else num
     elif dim < 0:
-        dim += len(shape)
-    if not num <= dim < len(shape):
-        raise ValueError(f"dim_to_index_in must lie in [{num}, {len(shape)}), got {dim_to_index_in}")
+        dim += dims
+    if not num <= dim < dims:
+        raise ValueError(f"dim_to_index_in must lie in [{num}, {dims}), got {dim_to_index_in}")
     num_rows = _valid_rows(data, dim, index)
-    flat = _flat(index)
     if debug_mode():
-        _check_range(index, flat, num_indices, num_rows, shape[dim], "indices")
-    found = primitives.ragged_gather(fold(source, num, dim), flat, num_indices, num_rows, filler)
-    found = unfold(found, shape, num, dim)
+        _check_range(index, num_indices, num_rows, source.shape[dim], "indices")
+    found = primitives.ragged_gather(source, index, num_indices, num_rows, filler, dim - dims)
     return RaggedBatch.from_layout(found, indices.layout, dim) if isinstance(indices, RaggedBatch) else found
 
 
@@ -144,11 +142,9 @@ def get_mask_from_indices(num: int, indices: Data) -> Tensor:
     """
     _require_count("num", num)
     index, num_indices = _read_indices(indices, "indices")
-    flat = _flat(index)
     if debug_mode():
-        _check_range(index, flat, num_indices, None, num, "indices")
-    mask = primitives.ragged_mask_from_indices(flat, num_indices, num)
-    return mask if index.dim() == 2 else mask.reshape((*index.shape[:-1], num))
+        _check_range(index, num_indices, None, num, "indices")
+    return primitives.ragged_mask_from_indices(index, num_indices, num)
 
 
 def get_indices_from_mask(mask: Data, max_num: int | None = None) -> RaggedBatch:
@@ -168,8 +164,7 @@ def get_indices_from_mask(mask: Data, max_num: int | None = None) -> RaggedBatch
     """
     tensor = _read_mask(mask)
     num = tensor.dim() - 1
-    indices, counts = _positions(tensor, _valid_rows(mask, num, tensor), max_num)
-    return _counted(indices if num == 1 else indices.reshape(*tensor.shape[:num], indices.shape[1]), counts, num)
+    return _counted(*_positions(tensor, _valid_rows(mask, num, tensor), max_num), num)
 
 
 def batched_bool_indexing(data: Data, mask: Data, max_num: int | None = None) -> RaggedBatch:
@@ -193,8 +188,7 @@ def batched_bool_indexing(data: Data, mask: Data, max_num: int | None = None) ->
     num = selected.dim() - 1
     num_rows = _fewer(_valid_rows(mask, num, selected), _valid_rows(data, num, selected))
     indices, counts = _positions(selected, num_rows, max_num)
-    found = primitives.ragged_gather(fold(source, num, num), indices, counts, None, 0)
-    return _counted(unfold(found, source.shape, num, num), counts, num)
+    return _counted(primitives.ragged_gather(source, indices, counts, None, 0, num - source.dim()), counts, num)
 
 
 def batched_bool_indexing_write(to_write: Data, mask: Data, into: Data) -> Data:
@@ -219,19 +213,10 @@ def batched_bool_indexing_write(to_write: Data, mask: Data, into: Data) -> Data:
     num = selected.dim() - 1
     _check_written(source, target, num, ("to_write", "into"))
     num_rows = _fewer(_valid_rows(mask, num, selected), _valid_rows(into, num, selected))
-    indices, counts = primitives.ragged_indices_from_mask(_flat(selected), num_rows, source.shape[num])
-    written, _ = primitives.ragged_write(
-        _rows(source, num),
-        None,
-        indices,
-        counts,
-        _valid_rows(to_write, num, selected),
-        None,
-        _rows(target, num),
-        target.shape[num],
-        0,
-    )
-    return _as(into, _unrows(written, target.shape, num))
+    indices, counts = primitives.ragged_indices_from_mask(selected, num_rows, source.shape[num])
+    num_source = _valid_rows(to_write, num, selected)
+    written = primitives.ragged_write(source, None, indices, counts, num_source, None, target, target.shape[num])
+    return _as(into, written)
 
 
 def apply_mask_to_tensor(data: Tensor, mask: Tensor, value: float = 0) -> Tensor:
@@ -299,7 +284,7 @@ def _require_count(name: str, value: Any) -> None:
 
 
 def _read_indices(indices: Data, name: str) -> tuple[Tensor, Tensor | None]:
-    """Indices [*batch, K], and how many of them are valid [B] (None: all)."""
+    """Indices [*batch, K], and how many of them are valid [*batch] (None: all)."""
     if isinstance(indices, RaggedBatch):
         index: Any = indices.tensor
         if indices.non_uniform_dim != index.dim() - 1:
@@ -341,7 +326,7 @@ def _read_data(data: Data, index: Tensor, name: str) -> Tensor:
             f"{name} must be [*batch, N, ...] with the batch shape {tuple(wanted[:num])} of the indices (or mask), got "
             f"{tuple(shape)}"
         )
-    if tensor.device != index.device:
+    if not (tensor.is_cpu and index.is_cpu) and tensor.device != index.device:
         raise ValueError(f"{name} must be on {index.device} like the indices (or mask), got {tensor.device}")
     return tensor
 
@@ -355,15 +340,15 @@ def _read_rows(data: Data, mask: Tensor, name: str) -> Tensor:
 
 
 def _valid_rows(data: Data, dim: int, index: Tensor) -> Tensor | None:
-    """[B] valid entries along `dim` for every sample of `index` [*batch, K]; None: all."""
+    """[*batch] valid entries along `dim` for every sample of `index` [*batch, K]; None: all."""
     if not isinstance(data, RaggedBatch) or data.non_uniform_dim != dim:
         return None
     sizes, num = data.sample_sizes, index.dim() - 1
     if sizes.dim() == num:
-        return sizes if num == 1 else sizes.reshape(-1)
+        return sizes
     if sizes.dim() > num:
         raise ValueError(f"data with the batch shape {tuple(sizes.shape)} need indices [*batch, K], got {index.shape}")
-    return sizes.reshape(sizes.shape + (1,) * (num - sizes.dim())).expand(index.shape[:num]).reshape(-1)
+    return sizes.reshape(sizes.shape + (1,) * (num - sizes.dim())).expand(index.shape[:num])
 
 
 def _fewer(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -373,20 +358,19 @@ def _fewer(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return torch.minimum(a, b)
 
 
-def _check_range(
-    index: Tensor, flat: Tensor, num_indices: Tensor | None, num_rows: Tensor | None, num: int, name: str
-) -> None:
-    """IndexError for the first valid entry of `flat` [B, K] outside [0, num_rows) (debug mode; reads the device)."""
-    if not is_readable(flat):
+def _check_range(index: Tensor, num_indices: Tensor | None, num_rows: Tensor | None, num: int, name: str) -> None:
+    """IndexError for the first valid entry of `index` [*batch, K] outside [0, num_rows) (debug mode; reads the
+    device)."""
+    if not is_readable(index):
         return
-    entries = torch.arange(flat.shape[1], device=flat.device)
-    outside = (flat < 0) | (flat >= (num if num_rows is None else num_rows.unsqueeze(1)))
+    entries = torch.arange(index.shape[-1], device=index.device)
+    outside = (index < 0) | (index >= (num if num_rows is None else num_rows.unsqueeze(-1)))
     if num_indices is not None:
-        outside &= entries < num_indices.unsqueeze(1)
+        outside &= entries < num_indices.unsqueeze(-1)
     if outside.any():
-        *sample, entry = outside.reshape(index.shape).nonzero()[0].tolist()
+        *sample, entry = outside.nonzero()[0].tolist()
         where = sample[0] if len(sample) == 1 else tuple(sample)
-        limit = num if num_rows is None else int(num_rows.reshape(index.shape[:-1])[tuple(sample)])
+        limit = num if num_rows is None else int(num_rows[tuple(sample)])
         value = int(index[(*sample, entry)])
         raise IndexError(f"{name} of sample {where}, entry {entry}: {value} is out of range for {limit} entries")
 
@@ -426,15 +410,13 @@ def _write(
     """out[i, target_indices[i, j]] = source[i, source_indices[i, j]] in a copy of `into`, or beside `filler`."""
     index, num_indices = _read_indices(target_indices, names[2])
     values = _read_data(source, index, names[0])
-    num, shape, length = index.dim() - 1, values.shape, index.shape[-1]
-    flat = _flat(index)
+    num = index.dim() - 1
     num_rows = _valid_rows(source, num, index)
+    index_source = None
     if source_indices is None:
-        flat_source = None
-        if shape[num] != length:
-            raise ValueError(
-                f"{names[0]} and {names[2]} must have the same number of entries, got {shape[num]} and {length}"
-            )
+        have, wanted = values.shape[num], index.shape[num]
+        if have != wanted:
+            raise ValueError(f"{names[0]} and {names[2]} must have the same number of entries, got {have} and {wanted}")
     else:
         index_source, num_indices_source = _read_indices(source_indices, names[1])
         if index_source.shape != index.shape or index_source.device != index.device:
@@ -443,63 +425,31 @@ def _write(
                 f"{tuple(index_source.shape)} on {index_source.device}"
             )
         num_indices = _fewer(num_indices, num_indices_source)
-        flat_source = _flat(index_source)
         if debug_mode():
-            _check_range(index_source, flat_source, num_indices, num_rows, shape[num], names[1])
-    folded, num_targets_valid = None, None
+            _check_range(index_source, num_indices, num_rows, values.shape[num], names[1])
+    target, num_targets_valid = None, None
     if into is not None:
         target = _read_data(into, index, names[3])
         _check_written(values, target, num, (names[0], names[3]))
         num_targets, num_targets_valid = target.shape[num], _valid_rows(into, num, index)
-        folded = _rows(target, num)
     if debug_mode():
-        _check_range(index, flat, num_indices, num_targets_valid, num_targets, names[2])
-    written, _ = primitives.ragged_write(
-        _rows(values, num),
-        flat_source,
-        flat,
-        num_indices,
-        num_rows,
-        num_targets_valid,
-        folded,
-        num_targets,
-        filler,
+        _check_range(index, num_indices, num_targets_valid, num_targets, names[2])
+    return primitives.ragged_write(
+        values, index_source, index, num_indices, num_rows, num_targets_valid, target, num_targets, filler
     )
-    return _unrows(written, shape, num)
-
-
-def _flat(index: Tensor) -> Tensor:
-    """[*batch, K] as [B, K]."""
-    return index if index.dim() == 2 else index.reshape(prod(index.shape[:-1]), index.shape[-1])
-
-
-def _rows(tensor: Tensor, num: int) -> Tensor:
-    """[*batch, N, ...] with `num` batch dimensions as [B, N, I]."""
-    shape = tensor.shape
-    if num == 1 and len(shape) == 3:
-        return tensor
-    return tensor.reshape(prod(shape[:num]), shape[num], prod(shape[num + 1 :]))
-
-
-def _unrows(tensor: Tensor, shape: torch.Size, num: int) -> Tensor:
-    """The inverse of `_rows`: [B, N', I] as `shape` with N' instead of N."""
-    if num == 1 and len(shape) == 3:
-        return tensor
-    return tensor.reshape(*shape[:num], tensor.shape[1], *shape[num + 1 :])
 
 
 def _positions(mask: Tensor, num_rows: Tensor | None, max_num: int | None) -> tuple[Tensor, Tensor]:
-    """Positions [B, max_num] of the True entries of mask [*batch, N], and their number [B]."""
+    """Positions [*batch, max_num] of the True entries of mask [*batch, N], and their number [*batch]."""
     if max_num is not None:
         _require_count("max_num", max_num)
     room = mask.shape[-1] if max_num is None else max_num
-    indices, counts = primitives.ragged_indices_from_mask(_flat(mask), num_rows, room)
+    indices, counts = primitives.ragged_indices_from_mask(mask, num_rows, room)
     if max_num is None:
-        indices = indices[:, : int(counts.max()) if counts.numel() else 0].contiguous()
+        indices = indices[..., : int(counts.max()) if counts.numel() else 0].contiguous()
     return indices, counts
 
 
 def _counted(tensor: Tensor, counts: Tensor, num: int) -> RaggedBatch:
-    """[*batch, K, ...] with `counts` [B] valid entries."""
-    sizes = counts if num == 1 else counts.reshape(tensor.shape[:num])
-    return RaggedBatch.from_layout(tensor, Layout(sizes, None, tensor.shape[num]), num)
+    """[*batch, K, ...] with `counts` [*batch] valid entries."""
+    return RaggedBatch.from_layout(tensor, Layout(counts, None, tensor.shape[num]), num)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from raggedbev.ragged import primitives
-from raggedbev.ragged.batch import Layout, RaggedBatch
+from raggedbev.ragged.batch import RaggedBatch
+from raggedbev.ragged.layout import Layout
 
 __all__ = ["combine_data"]
 

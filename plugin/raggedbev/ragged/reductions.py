@@ -17,12 +17,8 @@ def _wide_sum(batch: RaggedBatch) -> Tensor:
     """Sum over the ragged dimension, in float32 for half precision."""
     if not isinstance(batch, RaggedBatch):
         raise TypeError(f"reductions take a RaggedBatch, got {type(batch).__name__}")
-    data, sizes = batch.folded()
-    shape, num, dim = batch.shape, batch.num_batch_dims, batch.non_uniform_dim
-    total = primitives.ragged_sum(data, sizes)  # [B, O, I]
-    if num == 1 and len(shape) == 3:
-        return total.squeeze(dim)
-    return total.reshape(shape[:dim] + shape[dim + 1 :])
+    data = batch.tensor
+    return primitives.ragged_sum(data, batch.sample_sizes, batch.non_uniform_dim - data.dim())
 
 
 def sum_over_targets(batch: RaggedBatch) -> Tensor:
@@ -60,6 +56,5 @@ def average_over_targets(batch: RaggedBatch, nans_to_zero: bool = True) -> Tenso
     if isinstance(batch, RaggedBatch) and not batch.dtype.is_floating_point:
         raise TypeError(f"average_over_targets needs floating-point data, got {batch.dtype}")
     total = _wide_sum(batch)
-    divisors = batch.layout.divisors(total.dtype, int(nans_to_zero))
-    mean = total / divisors[(...,) + (None,) * (total.dim() - divisors.dim())]
+    mean = total / batch.layout.divisors(total.dtype, int(nans_to_zero), total.dim() - batch.num_batch_dims)
     return mean.to(batch.dtype) if batch.dtype in _HALF else mean
