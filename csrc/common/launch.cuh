@@ -54,8 +54,9 @@ cudaError_t launch_cells(const Cell& cell, int64_t rows, int64_t columns, cudaSt
                                  : launch_cells_as<uint64_t>(cell, rows, columns, stream);
 }
 
+// Two blocks per multiprocessor at least: left to itself, ptxas spills registers to have more.
 template <typename Task>
-__global__ void __launch_bounds__(kThreads) group_kernel(const __grid_constant__ Task task, int64_t tasks) {
+__global__ void __launch_bounds__(kThreads, 2) group_kernel(const __grid_constant__ Task task, int64_t tasks) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / kLanes);
   for (int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / kLanes) + threadIdx.x / kLanes; number < tasks;
        number += step) {

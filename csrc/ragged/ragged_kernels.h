@@ -284,61 +284,57 @@ struct WriteBackwardTask {
 
   template <typename Group>
   RAGGEDBEV_KERNEL void operator()(const Group& group, int64_t number) const {
-    const int64_t sample = number / rows(), row = number % rows();
+    const int64_t sample = number / rows(), row = number - sample * rows();
     if (row < rows_into()) {
-      const bool stayed = last_entry(group, p.writes, sample, row) < 0;
-      copy(group, sample, stayed ? row : -1, static_cast<T*>(p.to_into) + (sample * p.num_targets + row) * p.inner);
-      return;
+      keep(group, sample, row);
+    } else {
+      for (int64_t i = 0; i < p.inner; i += kColumnsPerTask) add_up(group, sample, row - rows_into(), i);
     }
-    const int64_t source = row - rows_into();
-    T* out = static_cast<T*>(p.to_source) + (sample * p.num_source + source) * p.inner;
-    if (p.writes.source_indices.data != nullptr) {
-      for (int64_t i = 0; i < p.inner; i += kColumnsPerTask) add_up(group, sample, source, i, out);
-      return;
-    }
-    const int64_t target = source < p.writes.targets.counts[sample] ? p.writes.target_row(sample, source) : -1;
-    const bool won = target >= 0 && last_entry(group, p.writes, sample, target) == source;
-    copy(group, sample, won ? target : -1, out);
   }
 
-  // Row `target` of the gradient, or zeros if it is -1.
   template <typename Group>
-  RAGGEDBEV_KERNEL void copy(const Group& group, int64_t sample, int64_t target, T* out) const {
-    const T* from = target < 0 ? nullptr : reinterpret_cast<const T*>(p.grad.at(sample, 0, target));
+  RAGGEDBEV_KERNEL void keep(const Group& group, int64_t sample, int64_t target) const {
+    const bool stayed = last_entry(group, p.writes, sample, target) < 0;
+    const T* from = reinterpret_cast<const T*>(p.grad.at(sample, 0, target));
+    T* out = static_cast<T*>(p.to_into) + (sample * p.num_targets + target) * p.inner;
     group.each([&](int lane) {
-      for (int64_t i = lane; i < p.inner; i += kLanes) out[i] = from != nullptr ? from[i] : static_cast<T>(0.0f);
+      for (int64_t i = lane; i < p.inner; i += kLanes) out[i] = stayed ? from[i] : static_cast<T>(0.0f);
     });
   }
 
-  // Columns from `first_column` on.
+  // Columns from `first_column` on. Votes find the entries that read the row; without indices it is the one entry with
+  // its number.
   template <typename Group>
-  RAGGEDBEV_KERNEL void add_up(const Group& group, int64_t sample, int64_t source, int64_t first_column, T* out) const {
+  RAGGEDBEV_KERNEL void add_up(const Group& group, int64_t sample, int64_t source, int64_t first_column) const {
     typename Group::template PerLane<Wide<T>> sums[kColumnsPerLane];
     group.each([&](int lane) {
       for (int j = 0; j < kColumnsPerLane; ++j) sums[j][lane] = 0;
     });
-    const int64_t begin = sample * p.writes.targets.num, count = p.writes.targets.counts[sample];
-    for (int64_t first = 0; first < count; first += kLanes) {
+    const bool finds = p.writes.source_indices.data != nullptr;
+    const int64_t count = p.writes.targets.counts[sample], end = finds || source >= count ? count : source + 1;
+    for (int64_t first = finds ? 0 : source; first < end; first += kLanes) {
       uint32_t votes = group.ballot([&](int lane) {
-        const int64_t k = first + lane;
-        return k < count && p.writes.source_indices[begin + k] == source && p.writes.target_row(sample, k) >= 0;
+        return first + lane < end && p.writes.source_row(sample, first + lane) == source &&
+               p.writes.target_row(sample, first + lane) >= 0;
       });
       for (; votes != 0; votes &= votes - 1) {
-        const int64_t k = first + lowest_bit(votes), target = p.writes.target_row(sample, k);
+        const int64_t k = first + lowest_bit(votes);
+        const int64_t target = p.writes.targets.indices[sample * p.writes.targets.num + k];
         if (last_entry(group, p.writes, sample, target) != k) continue;
-        const T* values = reinterpret_cast<const T*>(p.grad.at(sample, 0, target));
+        const T* values = reinterpret_cast<const T*>(p.grad.at(sample, 0, target)) + first_column;
         group.each([&](int lane) {
           for (int j = 0; j < kColumnsPerLane; ++j) {
-            const int64_t column = first_column + j * kLanes + lane;
-            if (column < p.inner) sums[j][lane] += static_cast<Wide<T>>(values[column]);
+            const int column = j * kLanes + lane;
+            if (first_column + column < p.inner) sums[j][lane] += static_cast<Wide<T>>(values[column]);
           }
         });
       }
     }
+    T* out = static_cast<T*>(p.to_source) + (sample * p.num_source + source) * p.inner + first_column;
     group.each([&](int lane) {
       for (int j = 0; j < kColumnsPerLane; ++j) {
-        const int64_t column = first_column + j * kLanes + lane;
-        if (column < p.inner) out[column] = static_cast<T>(sums[j][lane]);
+        const int column = j * kLanes + lane;
+        if (first_column + column < p.inner) out[column] = static_cast<T>(sums[j][lane]);
       }
     });
   }

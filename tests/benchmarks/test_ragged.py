@@ -156,17 +156,17 @@ def test_the_allocator_is_left_alone_when_asked(monkeypatch):
 
 
 def test_freed_memory_is_kept():
-    """In a process of its own: a second large tensor costs no page faults."""
+    """In a process of its own: after a while large tensors cost no page faults."""
     script = """
 import resource, torch
 from ragged import keep_freed_memory
 assert keep_freed_memory()
 faults = []
-for _ in range(2):
+for _ in range(40):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(2**24)
+    torch.zeros(2**22)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-assert faults[1] < faults[0] / 10, faults
+assert faults[0] > 1000 and faults[-1] < 10, faults
 """
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", script], cwd=FOLDER, env=environment, capture_output=True, text=True)
