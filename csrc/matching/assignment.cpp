@@ -5,6 +5,8 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
+#include <optional>
 #include <tuple>
 
 #include "common/check.h"
@@ -23,7 +25,19 @@ void check_counts(const Tensor& num_gt, int64_t most) {
                     *high, "]");
 }
 
+void check_minima(const Tensor& minima, const Tensor& cost) {
+  const std::array<int64_t, 3> shape{cost.size(0), cost.size(1), num_blocks(cost.size(2))};
+  TORCH_CHECK_VALUE(minima.sizes() == at::IntArrayRef(shape), "minima must have shape ", Shape{shape}, ", got ",
+                    Shape{minima.sizes()});
+  TORCH_CHECK_VALUE(minima.scalar_type() == cost.scalar_type() && minima.device() == cost.device() &&
+                        (minima.scalar_type() == at::kFloat || minima.scalar_type() == at::kDouble),
+                    "minima must have the type and device of float32 or float64 costs, got ",
+                    name_of(minima.scalar_type()), " on ", minima.device(), " for ", name_of(cost.scalar_type()),
+                    " on ", cost.device());
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tensor& cost, const Tensor& num_gt,
+                                                                     const std::optional<Tensor>& minima,
                                                                      bool last_resort, bool duals) {
   check_dims("cost", cost, 3, "problems, G, P");
   TORCH_CHECK_TYPE(at::isFloatingType(cost.scalar_type()), "cost must have a floating-point type, got ",
@@ -32,6 +46,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
   const int64_t problems = cost.size(0), rows = cost.size(1), cols = cost.size(2);
   TORCH_CHECK_VALUE(std::max(rows, cols) <= kMostColumns, "cost must have at most 2^30 rows and columns, got ",
                     Shape{cost.sizes()});
+  if (minima.has_value()) check_minima(*minima, cost);
   const c10::OptionalDeviceGuard guard(cost.device());
   const auto integers = cost.options().dtype(at::kLong), dual = cost.options().dtype(at::kDouble);
   const Tensor pred_of_gt = at::empty({problems, rows}, integers), gt_of_pred = at::empty({problems, cols}, integers);
@@ -46,7 +61,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
   if (cost.is_cpu()) check_counts(counts, rows);
   const int64_t bytes = is_double ? workspace_bytes<double>(rows, cols) : workspace_bytes<float>(rows, cols);
   const Tensor workspace = at::empty({cost.is_cpu() ? 0 : problems * bytes}, cost.options().dtype(at::kByte));
-  run(AssignmentParams{input.const_data_ptr(), counts.const_data_ptr<int64_t>(), pred_of_gt.mutable_data_ptr<int64_t>(),
+  const Tensor known = minima.has_value() ? minima->contiguous() : Tensor();
+  run(AssignmentParams{input.const_data_ptr(), known.defined() ? known.const_data_ptr() : nullptr,
+                       counts.const_data_ptr<int64_t>(), pred_of_gt.mutable_data_ptr<int64_t>(),
                        gt_of_pred.mutable_data_ptr<int64_t>(), status.mutable_data_ptr<int8_t>(),
                        of_gt.mutable_data_ptr<double>(), of_pred.mutable_data_ptr<double>(),
                        static_cast<char*>(workspace.mutable_data_ptr()), bytes, problems, rows, cols, is_double,

@@ -14,6 +14,7 @@ namespace raggedbev::matching {
 
 struct AssignmentParams {
   const void* cost;       // [problems, G, P] float or double, contiguous
+  const void* minima;     // [problems, G, blocks of P], the costs' type; may be null, see Search::take_minima
   const int64_t* num_gt;  // [problems], values outside [0, G] count as the nearer end
   int64_t* pred_of_gt;    // [problems, G]
   int64_t* gt_of_pred;    // [problems, P]
@@ -164,6 +165,11 @@ RAGGEDBEV_KERNEL Clamped<Cost> clamp_of(const Ops& ops, const Cost* cost, int nu
   return {scale, outlier, huge, fma(num_rows + 1.0, high - low, high) + 1};  // rounded once, whatever compilers fuse
 }
 
+template <typename Cost>
+RAGGEDBEV_KERNEL const Cost* minima_of(const AssignmentParams& p, int64_t number, int row) {
+  return static_cast<const Cost*>(p.minima) + (number * p.num_rows + row) * num_blocks(p.num_cols);
+}
+
 // Lower bounds of row `row`, for any row of [G].
 template <typename Cost, typename Ops>
 RAGGEDBEV_KERNEL void bound_row(const Ops& ops, const AssignmentParams& p, int64_t number, int row,
@@ -196,8 +202,12 @@ RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, i
     Workspace<Cost> workspace;
     const Cost* cost = prepare(ops, p, problem, memory, workspace);
     Search<Plain<Cost>, Ops> search(ops, {}, cost, problem.num_rows, problem.num_cols, workspace);
-    if (!bounded || problem.transposed) {
-      for (int row = 0; row < problem.num_rows; ++row) search.bound_row(row);
+    for (int row = 0; row < problem.num_rows && (!bounded || problem.transposed); ++row) {
+      if (p.minima == nullptr || problem.transposed) {
+        search.bound_row(row);
+      } else {
+        search.take_minima(row, minima_of<Cost>(p, number, row));
+      }
     }
     status = search.solve();
     bool clamped = status == kInfeasible || (status == kInvalid && p.last_resort);
@@ -243,7 +253,7 @@ struct BoundTask {
   }
 };
 
-// Task problem, when all bounds are known.
+// Task problem, after BoundTask unless the parameters have minima.
 template <typename Cost>
 struct SolveTask {
   AssignmentParams p;
@@ -252,7 +262,7 @@ struct SolveTask {
   template <typename Group>
   RAGGEDBEV_KERNEL void operator()(const Group& group, int64_t number, char* fast) const {
     solve_problem<Cost>(LaneOps<Group>(group), p, number, {p.workspace + number * p.workspace_bytes, fast, fast_bytes},
-                        true);
+                        p.minima == nullptr);
   }
 };
 

@@ -169,6 +169,16 @@ class SimdOps : public LaneOps<HostGroup> {
   }
 
   template <typename T>
+  bool copy_minima(const T* known, int count, T* minima) const {
+    bool invalid = false;
+    for (int block = 0; block < count; ++block) {
+      minima[block] = known[block];
+      invalid |= known[block] != known[block];
+    }
+    return invalid;
+  }
+
+  template <typename T>
   int first_smallest(const T* values, int count) const {
     if (count > kVector) return matching::first_smallest(values, count);
     int at = 0;
@@ -247,7 +257,7 @@ void run_twin(AssignmentParams p) {
   if (host_twin().shuffles) fast_bytes = static_cast<int64_t>(shuffle_draws()() % (fast_bytes + 1));
   std::vector<char> workspace(p.problems * p.workspace_bytes, kGarbage), fast(fast_bytes, kGarbage);
   p.workspace = workspace.data();
-  run_groups(BoundTask<Cost>{p}, p.num_cols > 0 ? p.problems * p.num_rows : 0);
+  if (p.minima == nullptr && p.num_cols > 0) run_groups(BoundTask<Cost>{p}, p.problems * p.num_rows);
   const SolveTask<Cost> task{p, fast_bytes};
   run_groups([&](const auto& group, int64_t number) { task(group, number, fast.data()); }, p.problems);
 }

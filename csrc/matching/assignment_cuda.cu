@@ -39,7 +39,7 @@ cudaError_t choose_fast_bytes(int64_t problems, int64_t most, int64_t& bytes) {
 
 template <typename Cost>
 cudaError_t launch(const AssignmentParams& p, cudaStream_t stream) {
-  if (p.num_rows > 0 && p.num_cols > 0) {
+  if (p.minima == nullptr && p.num_rows > 0 && p.num_cols > 0) {
     const cudaError_t error = launch_groups(BoundTask<Cost>{p}, p.problems * p.num_rows, stream);
     if (error != cudaSuccess) return error;
   }

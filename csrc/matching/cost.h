@@ -47,10 +47,6 @@ struct CostParams {
 void run_cpu(const CostParams& params);
 int launch_cuda(const CostParams& params, void* stream);
 
-RAGGEDBEV_HOST_DEVICE inline int64_t num_blocks(int64_t num_cols) {
-  return (num_cols + kBlock - 1) / kBlock;
-}
-
 // ---- the cost of one pair
 
 template <typename T>

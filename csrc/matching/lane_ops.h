@@ -45,6 +45,13 @@ class LaneOps {
     return invalid;
   }
 
+  // Whether there is a NaN among them.
+  template <typename Value>
+  RAGGEDBEV_KERNEL bool copy_minima(const Value* known, int count, Value* minima) const {
+    each_column(count, [&](int, int block) { minima[block] = known[block]; });
+    return first(count, [&](int block) { return known[block] != known[block]; }) < count;
+  }
+
   template <typename Value>
   RAGGEDBEV_KERNEL int first_smallest(const Value* values, int count) const {
     return first_equal(values, count, minimum<Value>(count, [&](int j) { return values[j]; }));

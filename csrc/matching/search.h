@@ -24,6 +24,10 @@ constexpr int kVector = 16;                         // arrays of a row have room
 constexpr int64_t kMostColumns = int64_t{1} << 30;  // so that an int counts them, and a step beyond
 constexpr double kLong = 1e15;  // to path lengths of this size costs of 1 add their first digits only
 
+RAGGEDBEV_HOST_DEVICE inline int64_t num_blocks(int64_t num_cols) {
+  return (num_cols + kBlock - 1) / kBlock;
+}
+
 enum Status : int8_t { kSolved = 0, kInfeasible = 1, kInvalid = 2 };
 
 // ---- costs
@@ -119,7 +123,6 @@ struct Workspace {
   bool* invalid;           // [R] whether the row has a NaN or -inf
 
   RAGGEDBEV_HOST_DEVICE static int64_t whole(int64_t count) { return (count + kVector - 1) / kVector * kVector; }
-  RAGGEDBEV_HOST_DEVICE static int64_t blocks(int64_t cols) { return (cols + kBlock - 1) / kBlock; }
 
   // Sets the pointers to what there is, and returns the bytes for `rows` and `cols`. Never more bulk memory than for
   // more rows or columns: from the first array without room in fast memory on, all are in bulk memory.
@@ -135,7 +138,7 @@ struct Workspace {
       used.fast += fast ? bytes : 0;
       used.bulk += fast ? 0 : bytes;
     };
-    take(bound, rows * blocks(cols)), take(invalid, rows);  // these outlive a kernel
+    take(bound, rows * num_blocks(cols)), take(invalid, rows);  // these outlive a kernel
     fast = true;
     take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows), take(base, rows);
     take(reach, rows);
@@ -164,6 +167,12 @@ class Search {
   // First, for every row: the lower bounds, and whether a cost is NaN or -inf.
   RAGGEDBEV_KERNEL void bound_row(int i) const {
     const bool invalid = ops_.block_minima(access_, cost_row(i), num_cols_, w_.bound + bound_offset(i));
+    ops_.once([&] { w_.invalid[i] = invalid; });
+  }
+
+  // The same where the smallest cost of each block is known, NaN in a block with NaN or -inf.
+  RAGGEDBEV_KERNEL void take_minima(int i, const Value* minima) const {
+    const bool invalid = ops_.copy_minima(minima, num_blocks(), w_.bound + bound_offset(i));
     ops_.once([&] { w_.invalid[i] = invalid; });
   }
 
@@ -199,7 +208,7 @@ class Search {
 
  private:
   RAGGEDBEV_KERNEL const Cost* cost_row(int i) const { return cost_ + static_cast<int64_t>(i) * num_cols_; }
-  RAGGEDBEV_KERNEL int num_blocks() const { return static_cast<int>(Workspace<Value>::blocks(num_cols_)); }
+  RAGGEDBEV_KERNEL int num_blocks() const { return static_cast<int>(matching::num_blocks(num_cols_)); }
   RAGGEDBEV_KERNEL int64_t bound_offset(int i) const { return static_cast<int64_t>(i) * num_blocks(); }
   RAGGEDBEV_KERNEL bool is_taken(int col) const { return w_.taken[col] != 0; }
   RAGGEDBEV_KERNEL void note_length(double length) { was_long_ |= !(length < kLong && length > -kLong); }

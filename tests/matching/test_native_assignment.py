@@ -18,6 +18,8 @@ from scipy.optimize import linear_sum_assignment
 
 from raggedbev import _extension
 from raggedbev.matching import linear_assignment
+from raggedbev.matching.fused import block_minima
+from raggedbev.ragged.batch import RaggedBatch
 
 pytestmark = pytest.mark.skipif(not _extension.COMPILED, reason="the compiled operators were not built")
 needs_cuda = pytest.mark.skipif(
@@ -354,6 +356,8 @@ def results_of_everything(device="cpu"):
             cost = torch.stack([make(kind, *size, seed + number, dtype) for number in range(2)]).to(device)
             num_gt = torch.tensor([size[0], size[0] * 2 // 3], device=device)
             results.append(linear_assignment(cost, num_gt, duals=True, solver="native"))
+            minima = block_minima(cost)
+            results.append(linear_assignment(cost, num_gt, duals=True, solver="native", minima=minima))
             for hole, nonfinite in ((INF, "report"), (INF, "last_resort"), (NAN, "last_resort")):
                 holes = torch.rand(cost.shape, generator=generator) < 0.3
                 holes[1, :1] = True
@@ -363,7 +367,7 @@ def results_of_everything(device="cpu"):
 
 
 def assert_same_bits(found, expected):
-    assert len(found) == len(expected) == len(KINDS) * 5 * 4
+    assert len(found) == len(expected) == len(KINDS) * 5 * 5
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -474,7 +478,8 @@ def test_cuda_device_of_the_costs():
 def test_opcheck(shape, duals):
     cost = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     num_gt = torch.randint(0, shape[1] + 1, shape[:1], generator=torch.Generator().manual_seed(0))
-    torch.library.opcheck(torch.ops.raggedbev.linear_assignment, (cost, num_gt, False, duals))
+    for minima in (None, block_minima(cost)):
+        torch.library.opcheck(torch.ops.raggedbev.linear_assignment, (cost, num_gt, minima, False, duals))
 
 
 def test_compile_and_vmap():
@@ -501,17 +506,42 @@ def test_strided_and_half_costs():
 def test_wrong_arguments_of_the_operator():
     operator = torch.ops.raggedbev.linear_assignment
     with pytest.raises(ValueError, match=r"cost must be \[problems, G, P\], got \(2, 3\)"):
-        operator(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), False, False)
+        operator(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), None, False, False)
     with pytest.raises(TypeError, match="cost must have a floating-point type"):
-        operator(torch.zeros(1, 2, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long), False, False)
+        operator(torch.zeros(1, 2, 3, dtype=torch.long), torch.zeros(1, dtype=torch.long), None, False, False)
     with pytest.raises(ValueError, match=r"num_gt must have B = 1 samples"):
-        operator(torch.zeros(1, 2, 3), torch.zeros(2, dtype=torch.long), False, False)
+        operator(torch.zeros(1, 2, 3), torch.zeros(2, dtype=torch.long), None, False, False)
     with pytest.raises(TypeError, match=r"num_gt must be int32 or int64, got torch\.int16"):
-        operator(torch.zeros(1, 2, 3), torch.zeros(1, dtype=torch.int16), False, False)
+        operator(torch.zeros(1, 2, 3), torch.zeros(1, dtype=torch.int16), None, False, False)
     with pytest.raises(ValueError, match=r"num_gt must lie in \[0, 2\], got values in \[3, 3\]"):
-        operator(torch.zeros(1, 2, 3), torch.tensor([3]), False, False)
+        operator(torch.zeros(1, 2, 3), torch.tensor([3]), None, False, False)
     with pytest.raises(ValueError, match=r"cost must have at most 2\^30 rows and columns, got \(1, 0, 1073741825\)"):
-        operator(torch.zeros(1, 0, 2**30 + 1), torch.zeros(1, dtype=torch.long), False, False)
+        operator(torch.zeros(1, 0, 2**30 + 1), torch.zeros(1, dtype=torch.long), None, False, False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_minima_change_nothing(kind, dtype):
+    for num_gt, num_preds in SIZES:
+        cost = torch.stack([make(kind, num_gt, num_preds, seed, dtype) for seed in range(3)])
+        if num_gt > 1 and num_preds > 3:
+            cost[1, 1, 2], cost[2, -1, 3] = NAN, INF
+        counts = torch.tensor([num_gt, num_gt, max(num_gt - 1, 0)])
+        for nonfinite in ("report", "last_resort"):
+            plain = linear_assignment(cost, counts, nonfinite=nonfinite, duals=True)
+            known = linear_assignment(cost, counts, nonfinite=nonfinite, duals=True, minima=block_minima(cost))
+            for one, other in zip(plain, known, strict=True):
+                assert torch.equal(one, other)
+
+
+def test_minima_that_do_not_fit():
+    cost = torch.zeros(2, 3, 70)
+    with pytest.raises(ValueError, match=r"minima must have shape \(2, 3, 2\), got \(2, 3, 1\)"):
+        linear_assignment(cost, minima=torch.zeros(2, 3, 1))
+    with pytest.raises(ValueError, match=r"minima must have the type .* got torch\.float64 on cpu for torch\.float32"):
+        linear_assignment(cost, minima=torch.zeros(2, 3, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match="a RaggedBatch must come without"):
+        linear_assignment(RaggedBatch(cost, sample_sizes=torch.tensor([3, 1])), minima=torch.zeros(2, 3, 2))
 
 
 if __name__ == "__main__":

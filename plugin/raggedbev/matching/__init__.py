@@ -2,6 +2,7 @@
 
 from raggedbev.matching.assignment import LinearAssignment, linear_assignment
 from raggedbev.matching.costs import ClassCost
+from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.matching.hungarian import HungarianMatcher2D, HungarianMatcher3D
 from raggedbev.matching.matchers import BoxCodeMatcher3D, OverlapAssignment, TermMatcher, TransFusionMatcher3D
 
@@ -10,9 +11,13 @@ __all__ = [
     "ClassCost",
     "HungarianMatcher2D",
     "HungarianMatcher3D",
+    "L1Term",
     "LinearAssignment",
+    "MatchCost",
     "OverlapAssignment",
+    "OverlapTerm",
     "TermMatcher",
     "TransFusionMatcher3D",
     "linear_assignment",
+    "match_cost",
 ]

@@ -70,6 +70,7 @@ def linear_assignment(
     nonfinite: str = ...,
     duals: Literal[False] = ...,
     check: bool = ...,
+    minima: Tensor | None = ...,
 ) -> LinearAssignment: ...
 
 
@@ -82,6 +83,7 @@ def linear_assignment(
     nonfinite: str = ...,
     duals: Literal[True],
     check: bool = ...,
+    minima: Tensor | None = ...,
 ) -> LinearAssignmentWithDuals: ...
 
 
@@ -93,6 +95,7 @@ def linear_assignment(
     nonfinite: str = "report",
     duals: bool = False,
     check: bool = False,
+    minima: Tensor | None = None,
 ) -> LinearAssignment | LinearAssignmentWithDuals:
     """Match objects to predictions so that each problem's total cost is smallest.
 
@@ -114,6 +117,8 @@ def linear_assignment(
             assignment, so the problem is always solved; status still reports what was met.
         duals: return dual variables, too (native solver only).
         check: raise for a status other than 0; reads the device.
+        minima: [..., G, ceil(P / 64)] smallest cost of every 64 predictions, as `raggedbev.matching.match_cost` returns
+            them: the native solver need not look for them. They must be those of `cost`; a RaggedBatch has none.
 
     Returns:
         The pairs, on the device of `cost`.
@@ -126,6 +131,8 @@ def linear_assignment(
         raise ValueError(f"nonfinite must be one of {_NONFINITE}, got {nonfinite!r}")
     if not cost.dtype.is_floating_point or cost.dim() < 2:
         raise ValueError(f"cost must be a floating-point tensor [..., G, P], got {tuple(cost.shape)} {cost.dtype}")
+    if minima is not None and isinstance(cost, RaggedBatch):
+        raise ValueError("minima belong to a tensor of costs; a RaggedBatch must come without")
     cost, num_gt = _unwrap(cost, num_gt)
     lead, (num_rows, num_cols) = cost.shape[:-2], cost.shape[-2:]
     problems = math.prod(lead)
@@ -133,8 +140,9 @@ def linear_assignment(
         cost = cost.detach()
     if len(lead) != 1:
         cost, num_gt = cost.reshape(problems, num_rows, num_cols), num_gt.reshape(problems)
+        minima = None if minima is None else minima.reshape(problems, num_rows, minima.shape[-1])
     solve = _solve_with_scipy if solver == "scipy" else _solve
-    results = solve(cost, num_gt, nonfinite == "last_resort", duals)
+    results = solve(cost, num_gt, minima, nonfinite == "last_resort", duals)
     if len(lead) != 1:
         results = tuple(result.reshape((*lead, *result.shape[1:])) for result in results[: 5 if duals else 3])
     if check:
@@ -179,7 +187,9 @@ def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, 
     return cost, num_gt.expand(lead)
 
 
-def _solve_with_scipy(cost: Tensor, num_gt: Tensor, last_resort: bool, duals: bool) -> tuple[Tensor, ...]:
+def _solve_with_scipy(
+    cost: Tensor, num_gt: Tensor, _minima: Tensor | None, last_resort: bool, duals: bool
+) -> tuple[Tensor, ...]:
     """All problems on the host; one copy there and one back."""
     if duals:
         raise ValueError("dual variables come from the native solver only, and SciPy is used")
@@ -273,7 +283,9 @@ def _raise_status(status: Tensor) -> None:
     raise ValueError(f"assignment problem {index} has no solution: {reason}")
 
 
-def _solve_fake(cost: Tensor, num_gt: Tensor, last_resort: bool, duals: bool) -> tuple[Tensor, ...]:
+def _solve_fake(
+    cost: Tensor, _num_gt: Tensor, _minima: Tensor | None, _last_resort: bool, duals: bool
+) -> tuple[Tensor, ...]:
     problems, num_rows, num_cols = cost.shape
     solved = problems if duals else 0
     return (

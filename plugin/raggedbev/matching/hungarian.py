@@ -46,7 +46,7 @@ class _Matcher:
 
     def _solve(self, cost: MatchCost, num_gt: Tensor) -> LinearAssignment:
         with stage("matching"):
-            return linear_assignment(cost.cost, num_gt, solver=self.solver)
+            return linear_assignment(cost.cost, num_gt, solver=self.solver, minima=cost.minima)
 
 
 @dataclass(frozen=True)
