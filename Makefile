@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test bench docs lint format sanitize cuda-check setup clean
+.PHONY: demo test bench docs lint format sanitize cuda-check gpu-check setup clean
 
 demo: setup
 	$(PY) tools/demo.py $(ARGS)
@@ -35,6 +35,11 @@ sanitize: setup
 # Every CUDA source for every architecture that nvcc knows; needs no GPU.
 cuda-check:
 	scripts/cuda_check.sh
+
+# Build, tests, sanitizers and figures on a machine with a GPU; needs no mm package and no .venv. PYTHON chooses the
+# interpreter, ARGS the folder for the results.
+gpu-check:
+	scripts/gpu_check.sh $(ARGS)
 
 setup:
 	@scripts/setup.sh
