@@ -7,15 +7,8 @@
 #include <vector>
 
 #include "common/group.h"
+#include "common/simd.h"
 #include "matching/assignment.h"
-
-// The loops are compiled for several instruction sets; the machine's best is taken when the library is loaded.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
-#define RAGGEDBEV_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define RAGGEDBEV_SIMD
-#endif
-#define RAGGEDBEV_INLINE __attribute__((always_inline)) inline
 
 namespace raggedbev::matching {
 namespace {
