@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from raggedbev import _extension
 from raggedbev.matching import BoxCodeMatcher3D, ClassCost, TermMatcher, TransFusionMatcher3D
 from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, IoUTerm, MaskDiceTerm, MatchInputs
+from raggedbev.matching.costs import row_tensor
 from raggedbev.matching.overlaps import box3d_iou
 from raggedbev.profiling.syncs import HostSyncCounter
 from raggedbev.ragged import combine_data
@@ -63,7 +64,7 @@ def call(matcher, preds, boxes, labels, sizes=None):
             labels if sizes is None else labels.tensor,
             corners(pred_boxes),
             corners(boxes if sizes is None else boxes.tensor),
-            torch.tensor([100.0, 80.0], dtype=torch.float64),
+            row_tensor((100.0, 80.0), logits),
             pred_boxes,
             (boxes if sizes is None else boxes.tensor).gt(0),
         )
@@ -119,6 +120,36 @@ def test_nothing_waits_for_the_device(matcher):
     assert dict(syncs.by_kind) == {}
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@every_matcher
+def test_on_the_device_nothing_waits(matcher):
+    """Torch itself reports waits there; the answer is that of the host."""
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("raggedbev::linear_assignment", "CUDA"):
+        pytest.skip("the solver was not compiled for CUDA")
+    sizes = [3, 0, 12]
+    preds, (boxes, labels) = predictions(matcher, 2, len(sizes)), objects(sizes)
+    wanted = call(matcher, preds, boxes, labels, boxes.sample_sizes)[0]
+    on_device = [part.cuda() for part in preds], boxes.to("cuda"), labels.to("cuda")
+    call(matcher, *on_device, on_device[1].sample_sizes)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = call(matcher, *on_device, on_device[1].sample_sizes)[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(found.cpu(), wanted)
+
+
+@every_matcher
+def test_any_number_of_leading_dimensions(matcher):
+    sizes = [3, 0, 12]
+    preds, (boxes, labels) = predictions(matcher, 2, 2, len(sizes)), objects(sizes)
+    found = call(matcher, preds, boxes, labels, boxes.sample_sizes)[0]
+    flat = [part.flatten(0, 1) for part in preds]
+    assert torch.equal(found.flatten(0, 1), call(matcher, flat, boxes, labels, boxes.sample_sizes)[0])
+    one_layer = [part[1, 0] for part in preds]
+    assert torch.equal(found[1, 0], call(matcher, one_layer, boxes, labels, boxes.sample_sizes)[0])
+
+
 @pytest.mark.skipif(not _extension.COMPILED, reason="SciPy's solver is no part of a graph")
 @every_matcher
 def test_compiles_without_a_graph_break(matcher):
@@ -156,6 +187,12 @@ def test_code_weights_scale_their_own_number():
     cost = matcher.cost(torch.zeros(10, 3), codes, box, label, weights, True)
     cost = cost - matcher.cost(torch.zeros(10, 3), codes - torch.eye(10), box, label, weights, True)
     torch.testing.assert_close(cost[0], 0.25 * weights)
+    both = weights, torch.cat([weights[:8], weights[:2]])
+    eight = [matcher.cost(torch.zeros(10, 3), codes, box, label, factors) for factors in both]
+    assert torch.equal(*eight)
+    torch.testing.assert_close(eight[0], matcher.cost(torch.zeros(10, 3), codes[:, :8], box, label, weights[:8]))
+    with pytest.raises(ValueError, match=r"code_weights must have 10 entries, got \(8,\)"):
+        matcher.cost(torch.zeros(10, 3), codes, box, label, weights[:8])
 
 
 def test_petr_replaces_what_is_not_finite_and_detr3d_reports_it():
@@ -221,13 +258,18 @@ def test_transfusion_cost_by_hand():
 
 
 def test_half_predictions_are_computed_in_float32():
-    boxes, labels = objects([3])
+    boxes, labels = (part.tensor for part in objects([3]))
     for matcher in MATCHERS[:3]:
         logits, codes = (part.half() for part in predictions(matcher, 1))
         logits[0, 0] = 60.0  # 1 - sigmoid is 0, and in float16 so is 1e-12
-        found, _ = call(matcher, (logits, codes), boxes, labels, boxes.sample_sizes)
-        wanted, _ = call(matcher, (logits.float(), codes.float()), boxes, labels, boxes.sample_sizes)
-        assert torch.equal(found, wanted)
+        found = []
+        for kind in (torch.half, torch.float):
+            given = logits.to(kind), codes.to(kind), boxes, labels
+            if isinstance(matcher, TransFusionMatcher3D):
+                found.append(torch.stack(matcher.cost_and_overlaps(*given, RANGE)))
+            else:
+                found.append(matcher.cost(*given))
+        assert found[0].dtype == torch.float32 and found[0].isfinite().all() and torch.equal(*found)
 
 
 def test_total_is_the_smallest():

@@ -113,6 +113,17 @@ def test_identical_boxes_overlap_exactly(dtype, z_origin):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+def test_no_overlap_exceeds_one(dtype):
+    """Not by rounding either: the same boxes the other way round, and turned by whole circles."""
+    boxes = random_boxes(1000, seed=11).to(dtype)
+    for turns in (0.5, 1.0, 3.0):
+        turned = boxes.clone()
+        turned[:, 6] += turns * 2 * math.pi
+        iou = box3d_iou(boxes.unsqueeze(1), turned.unsqueeze(1)).flatten()
+        assert (iou <= 1).all() and (iou > 1 - 1e-5).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_boxes_that_are_apart_or_touch_share_exactly_nothing(dtype):
     boxes = random_boxes(200, seed=5).to(dtype)
     turned = boxes.clone()

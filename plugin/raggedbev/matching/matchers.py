@@ -246,9 +246,9 @@ class TransFusionMatcher3D:
             num_gt: [...] objects per sample; none: G.
         """
         boxes = widened(boxes)
+        gt_boxes = gt_boxes.to(boxes.dtype)
         overlaps = box3d_iou(boxes, gt_boxes, z_origin="bottom")
-        centers = centers_in_range(boxes, pc_range), centers_in_range(gt_boxes.to(boxes.dtype), pc_range)
-        l1 = L1Term(*centers, self.reg_weight)
+        l1 = L1Term(centers_in_range(boxes, pc_range), centers_in_range(gt_boxes, pc_range), self.reg_weight)
         cost = match_cost(cls_logits, gt_labels, self.cls_cost, l1=[l1], num_gt=num_gt, replace_nonfinite=False).cost
         return cost - overlaps * self.iou_weight, overlaps
 

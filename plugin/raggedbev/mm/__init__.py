@@ -1,5 +1,5 @@
 """Adapters for mmdetection3d. Importing this package registers the batched swap-ins: `Batched*` names only, so
-nothing of a user's clashes.
+nothing of a user's clashes. A name that a published head insists on is in a scope of its own, `raggedbev.mm.registry`.
 
 The batched StreamPETR heads are built on the model port, `raggedbev.mm.streampetr`. They are registered as functions
 that import the port when a config first asks for one; once the port is imported, the classes themselves are
