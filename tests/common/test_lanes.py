@@ -124,7 +124,7 @@ def test_ragged_operators_in_any_order_of_the_lanes(tmp_path):
     found = []
     for twin in ("1", "shuffle:1"):
         path = tmp_path / f"{twin}.pt"
-        script = ROOT / "tests" / "ragged" / "test_primitives.py"
+        script = ROOT / "tests" / "ragged_operators.py"
         environment = {**os.environ, "RAGGEDBEV_HOST_TWIN": twin, "PYTHONPATH": ":".join(sys.path)}
         done = subprocess.run([sys.executable, script, path], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
