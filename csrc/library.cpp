@@ -4,9 +4,11 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(raggedbev, m) {
+  // Objects [B, G], sizes [B]: see plugin/raggedbev/heatmap/gaussian.py.
   m.def(
-      "draw_gaussian_heatmap(Tensor map_index, Tensor x, Tensor y, Tensor radius, Tensor table, SymInt num_maps, "
-      "SymInt height, SymInt width, int max_radius, float sigma_factor, float k) -> Tensor",
+      "draw_gaussian_heatmap(Tensor x, Tensor y, Tensor radius, Tensor? map_index, Tensor? labels, Tensor? sizes, "
+      "Tensor table, SymInt num_maps, SymInt num_classes, SymInt height, SymInt width, int max_radius, "
+      "float sigma_factor, float k, bool clip) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 
   // Data [*batch, ..., N, ...], indices [*batch, K], sizes [*batch]; dim counts from the end, so that more batch

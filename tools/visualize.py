@@ -3,6 +3,7 @@
     python tools/visualize.py --data-root data/mini --split val --index 3 --out frame.png
     python tools/visualize.py --data-root data/mini --split val --index 3 \\
         --predictions work_dirs/streampetr/results_nusc.json --score-thr 0.3 --out frame.png
+    python tools/visualize.py --data-root data/mini --split val --index 3 --heatmap --out targets.png
 
 In: an info file of tools/create_infos.py, the images and lidar points it names, and optionally detections in the
 nuScenes results format, which evaluation writes. Out: one picture.
@@ -29,6 +30,7 @@ from drawing import (
     predicted_boxes,
     truth_boxes,
 )
+from heatmap_layers import BEV_EXTENT, CAMERA_COLOR, GRID, STRIDE, bev_layer, camera_layer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -42,7 +44,11 @@ _SIZE = (3 * _TILE[0] + _BEV + 5 * _GAP, _BEV + _HEADER + _GAP)
 
 
 def draw_sample(
-    info: dict, data_root: str | Path, predictions: Sequence[dict] | None = None, score_threshold: float = 0.3
+    info: dict,
+    data_root: str | Path,
+    predictions: Sequence[dict] | None = None,
+    score_threshold: float = 0.3,
+    heatmap: bool = False,
 ) -> np.ndarray:
     """Picture of one sample.
 
@@ -52,6 +58,7 @@ def draw_sample(
         predictions: detections of this sample in the nuScenes results format (global frame), or None to draw only
             the truth.
         score_threshold: detections below it are left out.
+        heatmap: draw the heatmap targets: StreamPETR's 2D head on the cameras, CenterPoint's head from above.
 
     Returns:
         [H, W, 3] uint8 RGB: six cameras, bird's-eye view, header with legend.
@@ -71,9 +78,20 @@ def draw_sample(
             image, scale = _load_image(Path(data_root), camera, entry["img_path"])
             axes = figure.add_axes(_place(left, top, *_TILE))
             draw_camera(axes, camera.removeprefix("CAM_").replace("_", " "), image, scale, entry, groups)
+            if heatmap:
+                instances = info.get("cam_instances", {}).get(camera, [])
+                width, height = (round(side / scale) for side in (image.shape[1], image.shape[0]))
+                layer = camera_layer(instances, width, height)
+                covered = layer.shape[1] * STRIDE * scale, layer.shape[0] * STRIDE * scale
+                axes.imshow(layer, extent=(0, covered[0], covered[1], 0), interpolation="nearest", zorder=0.5)
+                axes.set(xlim=(0, image.shape[1]), ylim=(image.shape[0], 0))
     axes = figure.add_axes(_place(_SIZE[0] - _BEV - _GAP, _HEADER, _BEV, _BEV))
     draw_bird_eye_view(axes, groups, _load_points(Path(data_root), info))
-    _header(figure, info, groups, score_threshold)
+    if heatmap:
+        limits = axes.get_xlim(), axes.get_ylim()
+        axes.imshow(bev_layer(info), extent=BEV_EXTENT, origin="lower", interpolation="nearest", zorder=0.5)
+        axes.set(xlim=limits[0], ylim=limits[1])
+    _header(figure, info, groups, score_threshold, heatmap)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3].copy()
 
@@ -138,7 +156,7 @@ def _place(left: float, top: float, width: float, height: float) -> tuple[float,
     return left / _SIZE[0], 1 - (top + height) / _SIZE[1], width / _SIZE[0], height / _SIZE[1]
 
 
-def _header(figure: Figure, info: dict, groups: list[Boxes], score_threshold: float) -> None:
+def _header(figure: Figure, info: dict, groups: list[Boxes], score_threshold: float, heatmap: bool) -> None:
     middle = 1 - _HEADER / 2 / _SIZE[1]
     title = f"{info.get('scene_name', '')}  frame {info.get('frame_idx', '?')}"
     figure.text(_GAP / _SIZE[0], middle, title, color=TEXT, fontsize=17, weight="bold", va="center")
@@ -148,6 +166,10 @@ def _header(figure: Figure, info: dict, groups: list[Boxes], score_threshold: fl
         label = f"prediction, score \u2265 {score_threshold:g} ({len(groups[1])})"
         lines.append(Line2D([], [], color=PREDICTION, linewidth=3, label=label))
     lines.append(Line2D([], [], color=TEXT, linewidth=1.5, linestyle=":", label="motion in 1 s"))
+    if heatmap:
+        cell = GRID.voxel_size[0] * GRID.voxels_per_cell
+        label = f"heatmap targets, cells of {STRIDE} pixels and {cell:g} m"
+        lines.append(Line2D([], [], color=CAMERA_COLOR, linewidth=0, marker="s", markersize=9, label=label))
     figure.legend(
         handles=lines, loc="center right", bbox_to_anchor=(1 - _GAP / _SIZE[0], middle), ncols=len(lines),
         frameon=False, labelcolor=TEXT, fontsize=13, borderaxespad=0,
@@ -179,6 +201,7 @@ def _parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--predictions", type=Path, help="detections in the nuScenes results format (results_nusc.json)"
     )
     parser.add_argument("--score-thr", type=float, default=0.3, help="leave out detections below (default: 0.3)")
+    parser.add_argument("--heatmap", action="store_true", help="draw the heatmap targets over the pictures")
     parser.add_argument("--out", type=Path, default=Path("sample.png"), help="picture to write (default: sample.png)")
     return parser.parse_args(argv)
 
@@ -196,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(
                     f"{arguments.predictions} has no entry for sample {info['token']}; is it another split?"
                 )
-        picture = draw_sample(info, arguments.data_root, detections, arguments.score_thr)
+        picture = draw_sample(info, arguments.data_root, detections, arguments.score_thr, arguments.heatmap)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(arguments.out)
     except (ValueError, OSError) as error:

@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib")
 
 import create_infos  # noqa: E402
 import drawing  # noqa: E402
+import heatmap_layers  # noqa: E402
 import visualize  # noqa: E402
 from PIL import Image, ImageColor  # noqa: E402
 from random_nuscenes import RandomNuScenes  # noqa: E402
@@ -135,12 +136,34 @@ def test_samples_without_boxes_or_points(info, root):
     assert visualize.draw_sample(bare, root).shape == (878, 3018, 3)
 
 
+def test_heatmap_targets_lie_on_the_objects(info, root):
+    plain, drawn = visualize.draw_sample(info, root), visualize.draw_sample(info, root, heatmap=True)
+    assert plain.shape == drawn.shape
+    changed = np.abs(plain.astype(int) - drawn).max(axis=-1) > 8
+    assert changed[60:, :2180].any() and changed[60:, 2190:].any()  # on cameras and from above
+    assert changed.mean() < 0.35
+
+
+def test_heatmap_layers(info):
+    layer = heatmap_layers.bev_layer(info)
+    rows = [one for one in info["instances"] if one["bbox_label_3d"] >= 0 and one["bbox_3d_isvalid"]]
+    inside = [one for one in rows if max(abs(one["bbox_3d"][0]), abs(one["bbox_3d"][1])) < 51.2]
+    assert layer.shape == (128, 128, 4) and 0 < (layer[..., 3] == layer[..., 3].max()).sum() <= len(inside)
+    for one in inside:
+        column, row = (int((one["bbox_3d"][axis] + 51.2) / 0.8) for axis in range(2))
+        assert layer[row, column, 3] == pytest.approx(0.85)
+    assert heatmap_layers.bev_layer({"instances": []})[..., 3].max() == 0
+    camera = heatmap_layers.camera_layer([{"bbox": [160, 160, 480, 400], "center_2d": [330, 250]}], 1600, 900)
+    assert camera.shape == (56, 100, 4) and camera[15, 20, 3] == pytest.approx(0.85)
+    assert heatmap_layers.camera_layer([], 1600, 900)[..., 3].max() == 0
+
+
 def test_command_line_writes_a_png(info, root, tmp_path, capsys):
     predictions = tmp_path / "results_nusc.json"
     predictions.write_text(json.dumps({"meta": {}, "results": {info["token"]: as_predictions(info)}}))
     out = tmp_path / "new" / "frame.png"
     arguments = ["--data-root", str(root), "--token", info["token"], "--out", str(out)]
-    assert visualize.main([*arguments, "--predictions", str(predictions)]) == 0
+    assert visualize.main([*arguments, "--predictions", str(predictions), "--heatmap"]) == 0
     with Image.open(out) as picture:
         assert picture.size == (3018, 878)
     assert "frame.png: 3018x878 pixels" in capsys.readouterr().out

@@ -4,10 +4,22 @@
 from mmdet3d.registry import TASK_UTILS
 
 from raggedbev.mm.assigners import PerSampleHungarianAssigner2D, PerSampleHungarianAssigner3D
+from raggedbev.mm.heads.center_head import BatchedCenterHead, BatchedCenterTargets
+from raggedbev.mm.heads.centernet_head import BatchedCenterNetHead
 from raggedbev.mm.heads.focal_head import BatchedFocalHead, PerSampleFocalHead
 from raggedbev.mm.heads.streampetr_head import BatchedStreamPETRHead, PerSampleStreamPETRHead
+from raggedbev.mm.heads.transfusion import BatchedTransFusionLoss
 
-__all__ = ["BatchedFocalHead", "BatchedStreamPETRHead", "PerSampleFocalHead", "PerSampleStreamPETRHead"]
+__all__ = [
+    "BatchedCenterHead",
+    "BatchedCenterNetHead",
+    "BatchedCenterTargets",
+    "BatchedFocalHead",
+    "BatchedStreamPETRHead",
+    "BatchedTransFusionLoss",
+    "PerSampleFocalHead",
+    "PerSampleStreamPETRHead",
+]
 
 TASK_UTILS.register_module(module=PerSampleHungarianAssigner2D)
 TASK_UTILS.register_module(module=PerSampleHungarianAssigner3D)

@@ -1,4 +1,4 @@
-"""Heatmap targets of heads: boxes and centres of all images in, one map per image out."""
+"""Heatmap of StreamPETR's 2D head: boxes and centres of all images in, one map per image out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def focal_head_heatmap(
     cell = (centers / stride).trunc()
     usable = gt_boxes.mask & boxes.isfinite().all(-1) & centers.isfinite().all(-1)
     height, width = pad_shape[0] // stride, pad_shape[1] // stride
-    images = torch.arange(len(boxes), device=boxes.device).unsqueeze(1).expand(boxes.shape[:2])
     x, y = torch.where(usable.unsqueeze(-1), cell, 0.0).long().unbind(-1)
     radius = torch.where(usable, radius, -1.0).long()
-    return draw_gaussian_heatmap(images, x, y, radius, len(boxes), height, width)
+    ragged = gt_boxes.create_with_sample_sizes_like_self
+    return draw_gaussian_heatmap(None, ragged(x), ragged(y), ragged(radius), None, height, width)
