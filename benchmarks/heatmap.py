@@ -201,7 +201,7 @@ def sweep(seed: int, device: torch.device, repeats: int) -> list[dict[str, Any]]
     for kind, values in (("objects", OBJECTS), ("radius", RADII)):
         for value in values:
             objects, radius = (value, 4) if kind == "objects" else (60, value)
-            entries = draw_objects(8, 0, 128, 128, objects, 0, seed, device)
+            entries = draw_objects(8, 0, 128, 128, objects, 1, seed, device)
             index = torch.arange(8, device=device).unsqueeze(1).expand(8, objects)
             size = torch.full_like(index, radius)
 

@@ -138,31 +138,28 @@ void raise_to(T* cell, T value) {
 
 #endif
 
-// Task object * parts + part: the lanes go through the cells of the square, row after row. The maximum knows no order,
-// so that objects meet in any.
+// Task (object << log_parts) + part: the lanes go through the square, as many rows at a time as fit into a group, and
+// the parts share the rows. The maximum knows no order, so that objects meet in any.
 template <typename T>
 struct DrawTask {
   DrawParams p;
-  int64_t parts;
+  int log_parts;
 
   template <typename Group>
   RAGGEDBEV_KERNEL void operator()(const Group& group, int64_t number) const {
-    const int64_t object = number / parts;
-    const Square square = p.square(object);
+    const Square square = p.square(number >> log_parts);
     if (square.map < 0) return;
-    const int64_t columns = square.columns.size(), step = parts * kLanes;
-    const int64_t row_step = step / columns, column_step = step - row_step * columns;
+    const int part = static_cast<int>(number & ((int64_t{1} << log_parts) - 1));
+    int log_width = 0;  // lanes of a row, as a power of two
+    while ((1 << log_width) < kLanes && (int64_t{1} << log_width) < square.columns.size()) ++log_width;
+    const int rows_at_once = kLanes >> log_width;
     T* const map = static_cast<T*>(p.heatmap) + square.map * p.height * p.width;
     group.each([&](int lane) {
-      const int64_t first = (number - object * parts) * kLanes + lane;
-      int64_t row = square.rows.first + first / columns, column = square.columns.first + first % columns;
-      while (row <= square.rows.last) {
-        raise_to(map + row * p.width + column, value(square, distance(column, square.x), distance(row, square.y)));
-        row += row_step;
-        column += column_step;
-        if (column > square.columns.last) {
-          column -= columns;
-          ++row;
+      const int64_t first_column = square.columns.first + (lane & ((1 << log_width) - 1));
+      for (int64_t row = square.rows.first + part * rows_at_once + (lane >> log_width); row <= square.rows.last;
+           row += rows_at_once << log_parts) {
+        for (int64_t column = first_column; column <= square.columns.last; column += int64_t{1} << log_width) {
+          raise_to(map + row * p.width + column, value(square, distance(column, square.x), distance(row, square.y)));
         }
       }
     });
@@ -174,11 +171,12 @@ struct DrawTask {
   }
 };
 
-// Groups per object, so that objects as large as a map do not keep the others waiting.
-inline int64_t parts_of(const DrawParams& p) {
-  constexpr int64_t kCellsPerLane = 64, kMostParts = 8;
-  const int64_t parts = p.height * p.width / (kCellsPerLane * kLanes);
-  return parts < 1 ? 1 : (parts > kMostParts ? kMostParts : parts);
+// Groups per object as a power of two, so that objects as large as a map do not keep the others waiting.
+inline int log_parts_of(const DrawParams& p) {
+  constexpr int64_t kCellsPerLane = 64;
+  int log_parts = 0;
+  while (log_parts < 3 && p.height * p.width > (kCellsPerLane * kLanes) << log_parts) ++log_parts;
+  return log_parts;
 }
 
 }  // namespace raggedbev::heatmap

@@ -73,8 +73,8 @@ constexpr int64_t kCellsPerThread = 32768;
 template <typename T>
 void draw(const DrawParams& p) {
   if (runs_host_twin()) {
-    const int64_t parts = parts_of(p);
-    return run_groups(DrawTask<T>{p, parts}, p.batch * p.objects * parts);
+    const int log_parts = log_parts_of(p);
+    return run_groups(DrawTask<T>{p, log_parts}, (p.batch * p.objects) << log_parts);
   }
   const SquaresByMap sorted = sort_by_map(p);
   const int64_t maps = p.num_maps * p.num_classes;

@@ -10,8 +10,9 @@ namespace {
 
 template <typename T>
 int draw(const DrawParams& p, void* stream) {
-  const int64_t parts = parts_of(p);
-  return launch_groups(DrawTask<T>{p, parts}, p.batch * p.objects * parts, static_cast<cudaStream_t>(stream));
+  const int log_parts = log_parts_of(p);
+  return launch_groups(DrawTask<T>{p, log_parts}, (p.batch * p.objects) << log_parts,
+                       static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace

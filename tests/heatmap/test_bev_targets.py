@@ -116,7 +116,7 @@ def test_compiles_into_one_graph(generator):
 def test_wrong_input(generator):
     boxes, labels = pack(batches(generator)[6])
     with pytest.raises(ValueError, match=r"gt_boxes must be \[B, G, 7 or 9\], got \(3, 30, 8\)"):
-        center_head_targets(boxes.apply(lambda t: torch.zeros(3, 30, 8)), labels, CONFIG)
+        center_head_targets(combine_data([torch.zeros(30, 8)] * 3), labels, CONFIG)
     with pytest.raises(ValueError, match="gt_labels must be integers"):
         center_head_targets(boxes, labels.float(), CONFIG)
     with pytest.raises(ValueError, match="gt_boxes must have a floating-point type"):

@@ -311,28 +311,23 @@ def _draw_plain(
     if heatmap.numel() > 0:
         step = max(1, _FALLBACK_CELLS // (height * width))
         for start in range(0, batch * objects, step):
-            _draw_squares(
-                heatmap, *(part[start : start + step] for part in parts), table, height, width, max_radius,
-                sigma_factor, k,
-            )  # fmt: skip
+            objects_now = [part[start : start + step] for part in parts]
+            heatmap = _draw_squares(heatmap, objects_now, table, height, width, max_radius, sigma_factor, k)
     return heatmap.view(num_maps, num_classes, height, width)
 
 
 def _draw_squares(
     heatmap: Tensor,
-    number: Tensor,
-    x: Tensor,
-    y: Tensor,
-    radius: Tensor,
-    valid: Tensor,
+    squares: list[Tensor],
     table: Tensor,
     height: int,
     width: int,
     max_radius: int,
     sigma_factor: float,
     k: float,
-) -> None:
-    """Objects [K] into the maps `number` of heatmap [maps, height * width], in place."""
+) -> Tensor:
+    """`heatmap` [maps, height * width] with squares: map, x, y, radius and whether it is drawn, each [K]."""
+    number, x, y, radius, valid = squares
     columns = torch.arange(width, device=x.device)
     rows = torch.arange(height, device=x.device)
     size = torch.where(valid, radius, 0)[:, None, None]  # [K, 1, 1]
@@ -345,7 +340,7 @@ def _draw_squares(
     beyond = torch.exp(-(dy.double() ** 2 + dx.double() ** 2) / (2 * sigma * sigma)).to(table.dtype) * k
     value = torch.where(size <= max_radius, table[cell], beyond).masked_fill(~inside, 0)
     target = number[:, None].expand(-1, height * width)
-    heatmap.scatter_reduce_(0, target, value.view(-1, height * width), reduce="amax")
+    return heatmap.scatter_reduce(0, target, value.reshape(-1, height * width), reduce="amax")
 
 
 def _draw_fake(

@@ -21,6 +21,11 @@ def _smallest(first: Tensor, second: Tensor, third: Tensor) -> Tensor:
     return torch.where(third < smaller, third, smaller)
 
 
+def _root(values: Tensor) -> Tensor:
+    """Square root taken in float64, like Python's: torch's float32 root is not always the nearest float32."""
+    return torch.sqrt(values.double()).to(values.dtype)
+
+
 def centerpoint_radius(height: Tensor, width: Tensor, min_overlap: float = 0.5) -> Tensor:
     """Radius as mmdet3d's CenterHead has it (and the heads of BEVFusion and DSVT).
 
@@ -74,14 +79,14 @@ def centernet_radius(height: Tensor, width: Tensor, min_overlap: float) -> Tenso
     _check_overlap(min_overlap)
     total = height + width
     inner = width * height * (1 - min_overlap) / (1 + min_overlap)
-    first = (total - torch.sqrt(total**2 - 4 * inner)) / 2
+    first = (total - _root(total**2 - 4 * inner)) / 2
     twice = 2 * total
     both = (1 - min_overlap) * width * height
-    second = (twice - torch.sqrt(twice**2 - 16 * both)) / 8
+    second = (twice - _root(twice**2 - 16 * both)) / 8
     leading = 4 * min_overlap
     linear = -2 * min_overlap * total
     outer = (min_overlap - 1) * width * height
-    third = (linear + torch.sqrt(linear**2 - 4 * leading * outer)) / (2 * leading)
+    third = (linear + _root(linear**2 - 4 * leading * outer)) / (2 * leading)
     return _smallest(first, second, third)
 
 
