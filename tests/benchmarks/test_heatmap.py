@@ -27,7 +27,16 @@ def test_report(monkeypatch, tmp_path, capsys, without_mm):
     monkeypatch.setattr(benchmark, "OBJECTS", (1, 2))
     monkeypatch.setattr(benchmark, "RADII", (0, 3))
     paths = tmp_path / "report.json", tmp_path / "new" / "sweep.png"
-    arguments = ["--repeats", "1", "--json", str(paths[0]), "--plot", str(paths[1])]
+    arguments = [
+        "--repeats",
+        "1",
+        "--threads",
+        str(torch.get_num_threads()),
+        "--json",
+        str(paths[0]),
+        "--plot",
+        str(paths[1]),
+    ]
     monkeypatch.setattr(sys, "argv", ["heatmap.py", *arguments, "--cases", "draw", "focal", "sweep"])
     benchmark.main()
     report = json.loads(paths[0].read_text())
@@ -37,6 +46,13 @@ def test_report(monkeypatch, tmp_path, capsys, without_mm):
         ("objects", 1), ("objects", 2), ("radius", 0), ("radius", 3),
     ]  # fmt: skip
     assert paths[1].stat().st_size > 0 and len(capsys.readouterr().out.splitlines()) == 7
+
+
+def test_time_on_the_cpu_is_of_one_thread(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["heatmap.py", "--clock", "process"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "--clock process needs --device cpu --threads 1, got cpu and None threads" in capsys.readouterr().err
 
 
 def test_arms_of_the_center_head_agree(without_mm):

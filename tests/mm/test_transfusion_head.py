@@ -7,7 +7,7 @@ import pytest
 import torch
 from bev_cases import FACTOR, HEIGHT, ORIGIN, VOXEL, WIDTH, batches, random_boxes, same_bits
 from mmdet3d.models.utils import clip_sigmoid, draw_heatmap_gaussian, gaussian_radius
-from mmdet3d.registry import MODELS
+from mmdet3d.registry import MODELS, TASK_UTILS
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
@@ -255,6 +255,24 @@ def test_losses_equal_the_loops(case, auxiliary, generator):
         torch.testing.assert_close(found[key], loss, rtol=1e-6, atol=0)
     for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_with_the_batched_assigner_of_this_package(generator):
+    """All layers and samples at once give what its `assign`, called sample by sample, gives."""
+    config = {
+        "type": "BatchedTransFusionAssigner3D",
+        "cls_cost": {"type": "FocalLossCost", "gamma": 2, "alpha": 0.25, "weight": 0.15},
+        "reg_cost": {"type": "BBoxBEVL1Cost", "weight": 0.25},
+        "iou_cost": {"type": "IoU3DCost", "weight": 0.25},
+    }
+    assigner = TASK_UTILS.build(config)
+    samples = usable(batches(generator)[7])
+    gt, preds = instances([*samples, *usable(batches(generator)[0])]), predictions(generator, 4)
+    found = Ours(assigner).get_targets(gt, [preds])
+    expected = Loops(assigner).get_targets(gt, [preds])
+    assert expected[5] > 0
+    for place, (one, other) in enumerate(zip(found[:5], expected[:5], strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=str(place))
 
 
 def test_points_without_an_image(generator):
