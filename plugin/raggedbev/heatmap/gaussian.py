@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from raggedbev._extension import load_operator
-from raggedbev.ragged.batch import Layout, RaggedBatch, is_readable
+from raggedbev.ragged.batch import RaggedBatch
+from raggedbev.ragged.layout import Layout, is_readable
 
 __all__ = ["DEFAULT_TABLE_RADIUS", "MAX_TABLE_RADIUS", "draw_gaussian_heatmap", "gaussian_table", "table_offset"]
 

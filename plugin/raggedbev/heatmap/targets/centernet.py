@@ -92,9 +92,9 @@ def centernet_targets(
         dtype=boxes.dtype,
         tables="torch",
     )
-    rows = torch.cat([torch.stack([box_width, box_height], dim=-1), center - cells], dim=-1)  # [B, G, 4]
+    sizes, ones = torch.stack([box_width, box_height], dim=-1), torch.ones_like(center)
+    rows = torch.cat([sizes, center - cells, ones], dim=-1)  # [B, G, 6]
     cell = torch.where(drawn, y * width + x, -1)
-    maps, entry = ragged_write(rows, None, cell, None, None, None, None, height * width)
-    maps = maps.transpose(1, 2).unflatten(2, (height, width)).contiguous()
-    weight = (entry >= 0).to(boxes.dtype).view(-1, 1, height, width).expand(-1, 2, -1, -1).contiguous()
-    return CenterNetTargets(heatmap, maps[:, :2].contiguous(), maps[:, 2:].contiguous(), weight)
+    written = ragged_write(rows, None, cell, None, None, None, None, height * width)
+    maps = written.transpose(1, 2).unflatten(2, (height, width))
+    return CenterNetTargets(heatmap, *(part.contiguous() for part in maps.split(2, dim=1)))
