@@ -1,17 +1,24 @@
 """Checkpoints survive a kill; checkpoints of other models are refused; NaN predictions are reported once."""
 
+import json
 from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler
+from mmengine.hooks import LoggerHook, RuntimeInfoHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
 
 from raggedbev.mm.engine import allow_checkpoint_globals
-from raggedbev.mm.hooks import AtomicCheckpointHook, NonFiniteWarningHook, check_checkpoint
+from raggedbev.mm.hooks import (
+    AtomicCheckpointHook,
+    DeferredRuntimeInfoHook,
+    NonFiniteWarningHook,
+    check_checkpoint,
+)
 
 
 class _Numbers(torch.utils.data.Dataset):
@@ -139,3 +146,60 @@ def test_non_finite_predictions_are_reported_once(monkeypatch):
     hook.after_train(runner)
     assert len(messages) == 1
     assert messages[0].startswith("head (Identity) predicted NaN or infinity by iteration 5 (layer 1: 7 values")
+
+
+class _ManyLosses(BaseModel):
+    """Losses of different sizes in every step, one of them in some steps only."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(1, 1)
+        self.step = 0
+
+    def forward(self, inputs, mode="loss"):
+        self.step += 1
+        losses = {
+            "loss_cls": self.line(inputs).mean() * 0 + self.step / 7,
+            "loss_bbox": self.line(inputs) * 0 + self.step**2,
+        }
+        return losses if self.step % 3 else {**losses, "loss_rare": self.line(inputs).sum() * 0 + 1}
+
+
+def _log_of(work_dir, hook, interval, max_iters, monkeypatch=None, reads=None):
+    torch.manual_seed(0)
+    runner = _runner(work_dir, max_iters)
+    runner.model = _ManyLosses()
+    runner._hooks = [h for h in runner._hooks if not isinstance(h, RuntimeInfoHook)]
+    runner.register_hook(hook)
+    logger = next(h for h in runner.hooks if isinstance(h, LoggerHook))
+    logger.interval = interval
+    if reads is not None:
+        item = torch.Tensor.item
+        monkeypatch.setattr(torch.Tensor, "item", lambda self: (reads.append(1), item(self))[1])
+    runner.train()
+    if reads is not None:
+        monkeypatch.undo()
+    lines = [
+        json.loads(line) for path in work_dir.glob("*/vis_data/scalars.json") for line in path.read_text().splitlines()
+    ]
+    return [{key: value for key, value in line.items() if "loss" in key} for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("interval", [1, 3, 4])
+def test_deferred_losses_are_logged_as_ever(tmp_path, interval, monkeypatch):
+    logs, reads = [], {}
+    for hook in (RuntimeInfoHook(), DeferredRuntimeInfoHook()):
+        name = type(hook).__name__
+        reads[name] = []
+        logs.append(_log_of(tmp_path / f"{name}{interval}", hook, interval, 10, monkeypatch, reads[name]))
+    assert logs[0] == logs[1] and len(logs[0]) == 10 // interval
+    assert len(reads["RuntimeInfoHook"]) >= 30 > len(reads["DeferredRuntimeInfoHook"])
+
+
+def test_deferred_losses_are_in_checkpoints(tmp_path):
+    runner = _runner(tmp_path, 6)
+    runner._hooks = [h for h in runner._hooks if not isinstance(h, RuntimeInfoHook)]
+    runner.register_hook(DeferredRuntimeInfoHook())
+    runner.train()
+    hub = torch.load(tmp_path / "iter_6.pth", weights_only=True)["message_hub"]
+    assert len(hub["log_scalars"]["train/loss"].data[0]) == 6

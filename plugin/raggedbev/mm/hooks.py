@@ -1,4 +1,5 @@
-"""Runner hooks: checkpoints that survive a kill, checkpoints of the right model, NaN predictions made visible.
+"""Runner hooks: checkpoints that survive a kill, checkpoints of the right model, losses that leave the device together,
+NaN predictions made visible.
 
 In: the mmengine runner's events. Out: files in the work directory, errors and warnings in the log.
 """
@@ -13,13 +14,19 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import all_reduce, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook, Hook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
-__all__ = ["AtomicCheckpointHook", "CheckpointMatchHook", "NonFiniteWarningHook", "check_checkpoint"]
+__all__ = [
+    "AtomicCheckpointHook",
+    "CheckpointMatchHook",
+    "DeferredRuntimeInfoHook",
+    "NonFiniteWarningHook",
+    "check_checkpoint",
+]
 
 _PARTIAL = ".partial"
 
@@ -197,3 +204,60 @@ class NonFiniteWarningHook(Hook):
                 logger="current",
                 level=logging.WARNING,
             )
+
+
+@HOOKS.register_module()
+class DeferredRuntimeInfoHook(RuntimeInfoHook):
+    """mmengine's ``RuntimeInfoHook``, whose losses wait on the device until they are logged.
+
+    The stock hook reads every loss of every step, some thirty waits for the device in a step of a DETR-like detector.
+    This one keeps a copy of them there, and reads all at once when a ``LoggerHook`` is about to write, before a
+    checkpoint and at the end. The logs are the same.
+
+    ``default_hooks=dict(runtime_info=dict(type='DeferredRuntimeInfoHook'))`` switches it on.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[list[str], torch.Tensor]] = []  # of a step: names and values
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
+        """Keep the losses; hand them on when they are about to be logged."""
+        outputs = outputs or {}
+        on_device = {key: value for key, value in outputs.items() if _is_number_on_device(value)}
+        if on_device:
+            values = torch.stack([value.detach().reshape(()).double() for value in on_device.values()])
+            self._pending.append((list(on_device), values))
+        if len(on_device) < len(outputs):
+            others = {key: value for key, value in outputs.items() if key not in on_device}
+            super().after_train_iter(runner, batch_idx, data_batch, others)
+        if self._is_logged_now(runner, batch_idx):
+            self._hand_on(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Put what was pending into the checkpoint, too."""
+        if self._pending:
+            self._hand_on(runner)
+            checkpoint["message_hub"] = runner.message_hub.state_dict()
+
+    def after_train(self, runner) -> None:
+        """Hand on the rest."""
+        self._hand_on(runner)
+
+    def _is_logged_now(self, runner, batch_idx: int) -> bool:
+        loggers = (hook for hook in runner.hooks if isinstance(hook, LoggerHook))
+        return self.end_of_epoch(runner.train_dataloader, batch_idx) or any(
+            self.every_n_inner_iters(batch_idx, logger.interval) for logger in loggers
+        )
+
+    def _hand_on(self, runner) -> None:
+        if not self._pending:
+            return
+        numbers = iter(torch.cat([values for _, values in self._pending]).tolist())
+        for names, _ in self._pending:
+            for name in names:
+                runner.message_hub.update_scalar(f"train/{name}", next(numbers))
+        self._pending.clear()
+
+
+def _is_number_on_device(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() == 1
