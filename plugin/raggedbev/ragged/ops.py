@@ -333,8 +333,8 @@ def _read_data(data: Data, index: Tensor, name: str) -> Tensor:
 
 def _read_rows(data: Data, mask: Tensor, name: str) -> Tensor:
     """As `_read_data`, with one entry for each of `mask` [*batch, N]."""
-    tensor = _read_data(data, mask, name)
-    if tensor.shape[: mask.dim()] != mask.shape:
+    tensor, num = _read_data(data, mask, name), mask.dim() - 1
+    if tensor.shape[num] != mask.shape[num]:
         raise ValueError(f"{name} must start with the shape {tuple(mask.shape)} of mask, got {tuple(tensor.shape)}")
     return tensor
 
@@ -378,10 +378,11 @@ def _check_range(index: Tensor, num_indices: Tensor | None, num_rows: Tensor | N
 def _check_written(source: Tensor, target: Tensor, num: int, names: tuple[str, str]) -> None:
     if source.dtype != target.dtype:
         raise ValueError(f"{names[0]} must have the dtype {target.dtype} of {names[1]}, got {source.dtype}")
-    if source.shape[num + 1 :] != target.shape[num + 1 :]:
+    shape, wanted = source.shape, target.shape
+    if len(shape) != len(wanted) or (len(shape) > num + 1 and shape[num + 1 :] != wanted[num + 1 :]):
         raise ValueError(
-            f"{names[0]} and {names[1]} must have the same shape after dimension {num}, got {tuple(source.shape)} and "
-            f"{tuple(target.shape)}"
+            f"{names[0]} and {names[1]} must have the same shape after dimension {num}, got {tuple(shape)} and "
+            f"{tuple(wanted)}"
         )
 
 
