@@ -106,7 +106,7 @@ print(*sorted((set(MODELS.module_dict) | set(TASK_UTILS.module_dict)) - before))
 head = MODELS.build(dict(type="BatchedFocalHead", in_channels=32, embed_dims=32))
 print(type(head).__name__, "PerSampleFocalHead" in MODELS.module_dict)
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert result.stdout.split("\n")[-3:-1] == [
         "BatchedCenterHead BatchedFocalHead BatchedHungarianAssigner BatchedHungarianAssigner2D "
         "BatchedHungarianAssigner3D BatchedStreamPETRHead BatchedTransFusionAssigner3D",

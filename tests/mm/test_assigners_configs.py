@@ -79,7 +79,7 @@ def test_lines_that_swap_the_assigner(tmp_path):
     for name, text in FILES.items():
         (tmp_path / f"{name}.py").write_text(text)
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[:-1] == [
         "BatchedTransFusionAssigner3D HungarianAssigner3D",
