@@ -48,7 +48,7 @@ TORCH_LIBRARY(raggedbev, m) {
 
   // Cost [problems, G, P], num_gt [problems]: see plugin/raggedbev/matching/assignment.py.
   m.def(
-      "linear_assignment(Tensor cost, Tensor num_gt, Tensor? minima, bool last_resort, bool duals) "
+      "linear_assignment(Tensor cost, Tensor? num_gt, Tensor? minima, bool last_resort, bool duals) "
       "-> (Tensor pred_of_gt, Tensor gt_of_pred, Tensor status, Tensor dual_of_gt, Tensor dual_of_pred)",
       {at::Tag::pt2_compliant_tag});
 

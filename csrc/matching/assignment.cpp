@@ -1,4 +1,5 @@
 // Linear assignment: the operator's body, shared by all devices. Costs are data: there is no gradient.
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
@@ -36,38 +37,45 @@ void check_minima(const Tensor& minima, const Tensor& cost) {
                     " on ", cost.device());
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tensor& cost, const Tensor& num_gt,
+// Small batches take no longer than the calls around them: on the CPU past the dispatcher.
+Tensor allocate(const Tensor& like, at::IntArrayRef sizes, at::ScalarType type) {
+  return like.is_cpu() ? Tensor(at::detail::empty_cpu(sizes, type)) : at::empty(sizes, like.options().dtype(type));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tensor& cost,
+                                                                     const std::optional<Tensor>& num_gt,
                                                                      const std::optional<Tensor>& minima,
                                                                      bool last_resort, bool duals) {
   check_dims("cost", cost, 3, "problems, G, P");
   TORCH_CHECK_TYPE(at::isFloatingType(cost.scalar_type()), "cost must have a floating-point type, got ",
                    cost.scalar_type());
-  check_integers("num_gt", num_gt, 1, "problems", cost);
+  if (num_gt.has_value()) check_integers("num_gt", *num_gt, 1, "problems", cost);
   const int64_t problems = cost.size(0), rows = cost.size(1), cols = cost.size(2);
   TORCH_CHECK_VALUE(std::max(rows, cols) <= kMostColumns, "cost must have at most 2^30 rows and columns, got ",
                     Shape{cost.sizes()});
   if (minima.has_value()) check_minima(*minima, cost);
   const c10::OptionalDeviceGuard guard(cost.device());
-  const auto integers = cost.options().dtype(at::kLong), dual = cost.options().dtype(at::kDouble);
-  const Tensor pred_of_gt = at::empty({problems, rows}, integers), gt_of_pred = at::empty({problems, cols}, integers);
-  const Tensor status = at::empty({problems}, cost.options().dtype(at::kChar));
-  const Tensor of_gt = at::empty({duals ? problems : 0, rows}, dual);
-  const Tensor of_pred = at::empty({duals ? problems : 0, cols}, dual);
+  const Tensor pred_of_gt = allocate(cost, {problems, rows}, at::kLong);
+  const Tensor gt_of_pred = allocate(cost, {problems, cols}, at::kLong);
+  const Tensor status = allocate(cost, {problems}, at::kChar);
+  const Tensor of_gt = allocate(cost, {duals ? problems : 0, rows}, at::kDouble);
+  const Tensor of_pred = allocate(cost, {duals ? problems : 0, cols}, at::kDouble);
   if (problems == 0) return {pred_of_gt, gt_of_pred, status, of_gt, of_pred};
 
   const bool is_double = cost.scalar_type() == at::kDouble;
   const Tensor input = cost.to(is_double ? at::kDouble : at::kFloat).contiguous();
-  const Tensor counts = num_gt.to(at::kLong).contiguous();
-  if (cost.is_cpu()) check_counts(counts, rows);
+  const Tensor counts = num_gt.has_value() ? num_gt->to(at::kLong).contiguous() : Tensor();
+  if (counts.defined() && cost.is_cpu()) check_counts(counts, rows);
   const int64_t bytes = is_double ? workspace_bytes<double>(rows, cols) : workspace_bytes<float>(rows, cols);
-  const Tensor workspace = at::empty({cost.is_cpu() ? 0 : problems * bytes}, cost.options().dtype(at::kByte));
+  const Tensor workspace = cost.is_cpu() ? Tensor() : allocate(cost, {problems * bytes}, at::kByte);
   const Tensor known = minima.has_value() ? minima->contiguous() : Tensor();
   run(AssignmentParams{input.const_data_ptr(), known.defined() ? known.const_data_ptr() : nullptr,
-                       counts.const_data_ptr<int64_t>(), pred_of_gt.mutable_data_ptr<int64_t>(),
-                       gt_of_pred.mutable_data_ptr<int64_t>(), status.mutable_data_ptr<int8_t>(),
-                       of_gt.mutable_data_ptr<double>(), of_pred.mutable_data_ptr<double>(),
-                       static_cast<char*>(workspace.mutable_data_ptr()), bytes, problems, rows, cols, is_double,
-                       last_resort, duals},
+                       counts.defined() ? counts.const_data_ptr<int64_t>() : nullptr,
+                       pred_of_gt.mutable_data_ptr<int64_t>(), gt_of_pred.mutable_data_ptr<int64_t>(),
+                       status.mutable_data_ptr<int8_t>(), of_gt.mutable_data_ptr<double>(),
+                       of_pred.mutable_data_ptr<double>(),
+                       workspace.defined() ? static_cast<char*>(workspace.mutable_data_ptr()) : nullptr, bytes,
+                       problems, rows, cols, is_double, last_resort, duals},
       cost);
   return {pred_of_gt, gt_of_pred, status, of_gt, of_pred};
 }

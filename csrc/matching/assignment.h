@@ -15,7 +15,7 @@ namespace raggedbev::matching {
 struct AssignmentParams {
   const void* cost;       // [problems, G, P] float or double, contiguous
   const void* minima;     // [problems, G, blocks of P], the costs' type; may be null, see Search::take_minima
-  const int64_t* num_gt;  // [problems], values outside [0, G] count as the nearer end
+  const int64_t* num_gt;  // [problems] or null for G; values outside [0, G] count as the nearer end
   int64_t* pred_of_gt;    // [problems, G]
   int64_t* gt_of_pred;    // [problems, P]
   int8_t* status;         // [problems]
@@ -42,7 +42,7 @@ struct Problem {
 
 template <typename Cost>
 RAGGEDBEV_HOST_DEVICE inline Problem<Cost> problem_of(const AssignmentParams& p, int64_t number) {
-  const int64_t given = p.num_gt[number];
+  const int64_t given = p.num_gt == nullptr ? p.num_rows : p.num_gt[number];
   const int num_gt = static_cast<int>(given < 0 ? 0 : given > p.num_rows ? p.num_rows : given);
   const int num_preds = static_cast<int>(p.num_cols);
   const Cost* cost = static_cast<const Cost*>(p.cost) + number * p.num_rows * p.num_cols;

@@ -258,7 +258,8 @@ void run_twin(AssignmentParams p) {
 template <typename Cost>
 void solve_all(const AssignmentParams& p) {
   if (runs_host_twin()) return run_twin<Cost>(p);
-  const int64_t rows = std::accumulate(p.num_gt, p.num_gt + p.problems, int64_t{0});
+  const int64_t rows =
+      p.num_gt == nullptr ? p.problems * p.num_rows : std::accumulate(p.num_gt, p.num_gt + p.problems, int64_t{0});
   const int64_t worth = std::max(rows * p.num_cols / kEntriesPerThread, int64_t{1});
   std::atomic<int64_t> next{0};
   at::parallel_for(0, std::min({worth, p.problems, int64_t{at::get_num_threads()}}), 1,

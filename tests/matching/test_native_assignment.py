@@ -478,8 +478,8 @@ def test_cuda_device_of_the_costs():
 def test_opcheck(shape, duals):
     cost = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     num_gt = torch.randint(0, shape[1] + 1, shape[:1], generator=torch.Generator().manual_seed(0))
-    for minima in (None, block_minima(cost)):
-        torch.library.opcheck(torch.ops.raggedbev.linear_assignment, (cost, num_gt, minima, False, duals))
+    for counts, minima in ((num_gt, None), (None, None), (num_gt, block_minima(cost))):
+        torch.library.opcheck(torch.ops.raggedbev.linear_assignment, (cost, counts, minima, False, duals))
 
 
 def test_compile_and_vmap():

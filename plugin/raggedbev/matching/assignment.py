@@ -139,7 +139,8 @@ def linear_assignment(
     if cost.requires_grad:
         cost = cost.detach()
     if len(lead) != 1:
-        cost, num_gt = cost.reshape(problems, num_rows, num_cols), num_gt.reshape(problems)
+        cost = cost.reshape(problems, num_rows, num_cols)
+        num_gt = None if num_gt is None else num_gt.reshape(problems)
         minima = None if minima is None else minima.reshape(problems, num_rows, minima.shape[-1])
     solve = _solve_with_scipy if solver == "scipy" else _solve
     results = solve(cost, num_gt, minima, nonfinite == "last_resort", duals)
@@ -158,8 +159,8 @@ def check_solver(solver: str) -> None:
         raise ValueError("solver='native' needs the compiled operators, and they were not built; 'auto' takes SciPy")
 
 
-def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Cost [..., G, P] and counts [...] from either input form."""
+def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Cost [..., G, P] and counts [...], if not all are G, from either input form."""
     if isinstance(cost, RaggedBatch):
         if num_gt is not None:
             raise ValueError("num_gt comes with the RaggedBatch; it must not be given as well")
@@ -171,9 +172,9 @@ def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, 
         sizes = cost.sample_sizes
         sizes = sizes.reshape(*sizes.shape, *[1] * (cost.dim() - 2 - sizes.dim()))
         return by_row.tensor, sizes.expand(by_row.shape[:-2])
-    lead, num_rows = cost.shape[:-2], cost.shape[-2]
     if num_gt is None:
-        return cost, torch.full(lead, num_rows, dtype=torch.long, device=cost.device)
+        return cost, None
+    lead = cost.shape[:-2]
     if num_gt.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"num_gt must be int32 or int64, got {num_gt.dtype}")
     if num_gt.device != cost.device:
@@ -188,13 +189,15 @@ def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, 
 
 
 def _solve_with_scipy(
-    cost: Tensor, num_gt: Tensor, _minima: Tensor | None, last_resort: bool, duals: bool
+    cost: Tensor, num_gt: Tensor | None, _minima: Tensor | None, last_resort: bool, duals: bool
 ) -> tuple[Tensor, ...]:
     """All problems on the host; one copy there and one back."""
     if duals:
         raise ValueError("dual variables come from the native solver only, and SciPy is used")
     num_rows, num_cols = cost.shape[1:]
-    matrices, counts = _to_host(cost, num_gt)
+    matrices, counts = _to_host(
+        cost, cost.new_full(cost.shape[:1], num_rows, dtype=torch.long) if num_gt is None else num_gt
+    )
     if counts.size and (counts.min() < 0 or counts.max() > num_rows):
         raise ValueError(f"num_gt must lie in [0, {num_rows}], got values in [{counts.min()}, {counts.max()}]")
     packed = torch.from_numpy(_solve_all(matrices, counts, last_resort)).to(cost.device)  # [problems, G + P + 1]
@@ -284,7 +287,7 @@ def _raise_status(status: Tensor) -> None:
 
 
 def _solve_fake(
-    cost: Tensor, _num_gt: Tensor, _minima: Tensor | None, _last_resort: bool, duals: bool
+    cost: Tensor, _num_gt: Tensor | None, _minima: Tensor | None, _last_resort: bool, duals: bool
 ) -> tuple[Tensor, ...]:
     problems, num_rows, num_cols = cost.shape
     solved = problems if duals else 0
