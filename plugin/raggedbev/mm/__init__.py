@@ -3,7 +3,7 @@ nothing of a user's clashes. A name that a published head insists on is in a sco
 
 Heads are registered as functions that import them when a config first asks for one, and with them the model port,
 `raggedbev.mm.streampetr`; once they are imported, the classes themselves are registered. `BatchedCenterNetHead` is in
-mmdet's registry, where its configs look.
+mmdet's registry, where its configs look, and the heads of the DETR family are in both.
 """
 
 from __future__ import annotations
@@ -35,3 +35,6 @@ _register_on_demand("BatchedStreamPETRHead", "raggedbev.mm.heads.streampetr_head
 _register_on_demand("BatchedFocalHead", "raggedbev.mm.heads.focal_head")
 _register_on_demand("BatchedCenterHead", "raggedbev.mm.heads.center_head")
 _register_on_demand("BatchedCenterNetHead", "raggedbev.mm.heads.centernet_head", MMDET_MODELS)
+for _registry in (MODELS, MMDET_MODELS):
+    for _kind in ("DETR", "ConditionalDETR", "DABDETR", "DeformableDETR", "DINO"):
+        _register_on_demand(f"Batched{_kind}Head", "raggedbev.mm.heads.set_prediction", _registry)

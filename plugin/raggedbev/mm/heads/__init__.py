@@ -7,6 +7,14 @@ from raggedbev.mm.assigners import PerSampleHungarianAssigner2D, PerSampleHungar
 from raggedbev.mm.heads.center_head import BatchedCenterHead, BatchedCenterTargets
 from raggedbev.mm.heads.centernet_head import BatchedCenterNetHead
 from raggedbev.mm.heads.focal_head import BatchedFocalHead, PerSampleFocalHead
+from raggedbev.mm.heads.set_prediction import (
+    BatchedConditionalDETRHead,
+    BatchedDABDETRHead,
+    BatchedDeformableDETRHead,
+    BatchedDETRHead,
+    BatchedDINOHead,
+    BatchedSetPredictionMixin,
+)
 from raggedbev.mm.heads.streampetr_head import BatchedStreamPETRHead, PerSampleStreamPETRHead
 from raggedbev.mm.heads.transfusion import BatchedTransFusionLoss
 
@@ -14,7 +22,13 @@ __all__ = [
     "BatchedCenterHead",
     "BatchedCenterNetHead",
     "BatchedCenterTargets",
+    "BatchedConditionalDETRHead",
+    "BatchedDABDETRHead",
+    "BatchedDETRHead",
+    "BatchedDINOHead",
+    "BatchedDeformableDETRHead",
     "BatchedFocalHead",
+    "BatchedSetPredictionMixin",
     "BatchedStreamPETRHead",
     "BatchedTransFusionLoss",
     "PerSampleFocalHead",
