@@ -372,6 +372,29 @@ def test_names_need_no_scope(scope):
     assert registry.get("BatchedDETRHead") is BatchedDETRHead
 
 
+FRESH = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+model = Config.fromfile(sys.argv[1]).model
+assert "raggedbev.mm.heads" not in sys.modules
+with DefaultScope.overwrite_default_scope("mmdet"):
+    head = MODELS.build({**model.bbox_head, "train_cfg": model.train_cfg})
+print(type(head).__name__, type(head.assigner).__name__)
+"""
+
+
+def test_config_in_a_fresh_process(tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(CONFIG.format(base=CONFIGS["DINOHead"], head="DINOHead"))
+    command = [sys.executable, "-c", FRESH, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split() == ["BatchedDINOHead", "BatchedHungarianAssigner"]
+
+
 def test_a_head_of_ones_own():
     class MyHead(DINOHead):
         """Layers of its own would be here."""
