@@ -160,6 +160,16 @@ def test_last_resort_avoids_nonfinite_edges_whatever_the_scale(scale):
 
 
 @pytest.mark.parametrize("solver", ["auto", "scipy"])
+@pytest.mark.parametrize("num", [2, 4, 30])
+def test_one_nonfinite_edge_less_is_worth_many_dear_ones(num, solver):
+    """The diagonal costs 10 each; beside it all is free, but for one edge."""
+    cost = torch.full((num, num), NAN).fill_diagonal_(10.0)
+    cost.diagonal(1).fill_(0.0)
+    result = linear_assignment(cost, nonfinite="last_resort", solver=solver)
+    assert result.pred_of_gt.tolist() == list(range(num))
+
+
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
 @pytest.mark.parametrize(
     "arguments, message",
     [
