@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
-#include <initializer_list>
 #include <ostream>
 #include <string>
 
@@ -25,23 +24,6 @@ inline std::ostream& operator<<(std::ostream& stream, const Shape& shape) {
 // torch.float32 and the like.
 inline std::string name_of(at::ScalarType type) {
   return "torch." + std::string(c10::getDtypeNames(type).first);
-}
-
-struct NamedTensor {
-  const char* name;
-  const at::Tensor& tensor;
-};
-
-inline void check_index_vectors(std::initializer_list<NamedTensor> vectors) {
-  const NamedTensor& first = *vectors.begin();
-  for (const NamedTensor& vector : vectors) {
-    TORCH_CHECK_VALUE(vector.tensor.scalar_type() == at::kLong, vector.name, " must be int64, got ",
-                      vector.tensor.scalar_type());
-    TORCH_CHECK_VALUE(vector.tensor.dim() == 1 && vector.tensor.size(0) == first.tensor.size(0), vector.name,
-                      " must be a vector as long as ", first.name, ", got ", vector.tensor.sizes());
-    TORCH_CHECK_VALUE(vector.tensor.device() == first.tensor.device(), vector.name, " must be on ",
-                      first.tensor.device(), ", got ", vector.tensor.device());
-  }
 }
 
 inline void check_not_negative(const char* name, int64_t value) {

@@ -84,10 +84,15 @@ def gaussian_focal_loss(logits: Tensor, heatmap: Tensor, alpha: float = 2.0, gam
     return positive + negative
 
 
+def _area(size: Tensor) -> Tensor:
+    """Width times height, [..., 2] -> [...]; the gradient of `prod` would look for zeros on the host."""
+    return size[..., 0] * size[..., 1]
+
+
 def _overlap_and_union(boxes: Tensor, targets: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     low, high = boxes[..., :2].maximum(targets[..., :2]), boxes[..., 2:].minimum(targets[..., 2:])
-    overlap = (high - low).clamp(min=0).prod(-1)
-    areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1) + (targets[..., 2:] - targets[..., :2]).prod(-1)
+    overlap = _area((high - low).clamp(min=0))
+    areas = _area(boxes[..., 2:] - boxes[..., :2]) + _area(targets[..., 2:] - targets[..., :2])
     return overlap, (areas - overlap).clamp(min=eps)
 
 
@@ -110,5 +115,5 @@ def giou_loss(boxes: Tensor, targets: Tensor, eps: float = 1e-6) -> Tensor:
     """
     overlap, union = _overlap_and_union(boxes, targets, eps)
     low, high = boxes[..., :2].minimum(targets[..., :2]), boxes[..., 2:].maximum(targets[..., 2:])
-    enclosed = (high - low).clamp(min=0).prod(-1).clamp(min=eps)
+    enclosed = _area((high - low).clamp(min=0)).clamp(min=eps)
     return 1 - (overlap / union - (enclosed - union) / enclosed)
