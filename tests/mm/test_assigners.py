@@ -108,7 +108,8 @@ print(type(head).__name__, "PerSampleFocalHead" in MODELS.module_dict)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
     assert result.stdout.split("\n")[-3:-1] == [
-        "BatchedCenterHead BatchedFocalHead BatchedHungarianAssigner BatchedHungarianAssigner2D "
+        "BatchedCenterHead BatchedConditionalDETRHead BatchedDABDETRHead BatchedDETRHead BatchedDINOHead "
+        "BatchedDeformableDETRHead BatchedFocalHead BatchedHungarianAssigner BatchedHungarianAssigner2D "
         "BatchedHungarianAssigner3D BatchedStreamPETRHead BatchedTransFusionAssigner3D",
         "BatchedFocalHead True",
     ]

@@ -8,6 +8,7 @@ from bev_cases import same_bits
 from mmdet.models.utils import gaussian_radius
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import raggedbev.mm  # noqa: F401
@@ -15,6 +16,12 @@ from raggedbev.heatmap import centernet_radius
 from raggedbev.profiling.syncs import HostSyncCounter
 
 MAP, IMAGE, CLASSES = (24, 32), (96, 160), 5
+
+
+@pytest.fixture(autouse=True)
+def _in_mmdet():
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        yield
 
 
 def pair(**changes):

@@ -143,8 +143,10 @@ def focal_head_loss(
         all_images = (cls_logits.flatten(0, 1), labels.flatten(), quality.flatten())
         cls_sum = quality_focal_loss_sums(*(rows.unsqueeze(0) for rows in all_images), beta=config.beta)[0]
         # Unmatched tokens count only where they are not finite: 0 times a number, or NaN, in losses and gradients.
+        corners = cxcywh_to_xyxy(box_preds) * size
+        nowhere = giou_loss(corners, torch.zeros_like(corners))  # [I, T]
         bbox_sum = (boxes - gt_boxes).abs().sum() + (box_preds.abs() * 0).sum()
-        iou_sum = torch.where(keep, giou_loss(pred_px, target_px), 0.0).sum() + (box_preds.sum(-1).square() * 0).sum()
+        iou_sum = torch.where(keep, giou_loss(pred_px, target_px), 0.0).sum() + (nowhere * 0).sum()
         center_sum = (centers - gt_centers).abs().sum() + (center_preds.abs() * 0).sum()
         return {
             "enc_loss_cls": cls_sum / (count.clamp(min=1) + AVG_FACTOR_EPS) * config.cls_weight,
