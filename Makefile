@@ -15,7 +15,9 @@ bench: setup
 	$(PY) tools/benchmark_loss.py --device cpu $(ARGS)
 
 docs: setup
-	$(PY) docs/pictures.py $(ARGS)
+	$(PY) docs/pictures.py
+	$(PY) -m sphinx -b html -W --keep-going -q $(ARGS) docs build/docs/html
+	@echo "The site is in build/docs/html/index.html"
 
 lint: setup
 	$(PY) -m ruff check .

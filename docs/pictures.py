@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw the pictures of docs/ragged.md: small inputs in, one SVG per helper out.
+"""Draw the pictures of docs/ops/ragged.md: small inputs in, one SVG per helper out.
 
     python docs/pictures.py            # writes docs/pictures/*.svg
     python docs/pictures.py --check    # writes nothing; exits with 1 when a picture is not what the code gives

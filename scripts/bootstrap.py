@@ -31,6 +31,7 @@ VENV = ROOT / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 STAMPS = VENV / ".raggedbev"
 REQUIREMENTS = ROOT / "requirements"
+TOOLS = ("packages.txt", "dev.txt", "docs.txt")
 LOGS = ROOT / "build" / "logs"
 NEEDED_GB = 6
 PLAIN_REPORT_SECONDS = 30
@@ -360,8 +361,8 @@ def install_torch(title: str) -> None:
 
 
 def install_packages(title: str) -> None:
-    files = [str(REQUIREMENTS / name) for name in ("packages.txt", "dev.txt")]
-    pip_install(title, "the packages", ["-r", files[0], "-r", files[1]], "packages.log")
+    files = [argument for name in TOOLS for argument in ("-r", str(REQUIREMENTS / name))]
+    pip_install(title, "the packages", files, "packages.log")
     pip_install(f"{title}, mm", "the mm packages", ["--no-deps", "-r", str(REQUIREMENTS / "mm.txt")], "mm.log")
 
 
@@ -377,7 +378,7 @@ def install_package(title: str) -> None:
 
 def stages() -> list[Stage]:
     python = f"{sys.version_info[:3]}"
-    names = ("packages.txt", "dev.txt", "mm.txt", "constraints.txt")
+    names = (*TOOLS, "mm.txt", "constraints.txt")
     sources = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.is_file()]
     build_options = [f"{name}={os.environ.get(name)}" for name in ("RAGGEDBEV_CUDA", "CXX", "CFLAGS", "CXXFLAGS")]
     venv = Stage("venv", "virtual environment", make_venv, (python,))

@@ -3,7 +3,7 @@
 # Learns the training scenes of tools/create_mini.py by heart and is tested on just these: a detector that cannot do
 # this has a mistake in targets, losses, memory, decoder or evaluation. No augmentation, no dropout, a narrow model;
 # velocity weighs less in the box loss, because its errors in metres per second would outweigh the positions at first.
-# 8 scenes x 12 frames = 48 steps of 2 samples an epoch; 12,000 steps = 250 epochs. Figures are in docs/streampetr.md.
+# 8 scenes x 12 frames = 48 steps of 2 samples an epoch; 12,000 steps = 250 epochs. Figures: docs/guide/streampetr.md.
 _base_ = ["./streampetr_r18-352x128_1xb2-demo_nuscenes-mini.py"]
 
 max_iters = 12000

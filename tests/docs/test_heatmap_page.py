@@ -9,7 +9,7 @@ from pathlib import Path
 import raggedbev
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGE = (DOCS / "heatmap.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "ops" / "heatmap.md").read_text(encoding="utf-8")
 
 
 def test_the_code_on_the_page_runs(capsys):
@@ -23,7 +23,7 @@ def test_the_code_on_the_page_runs(capsys):
 
 def test_links_and_files_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", PAGE):
-        assert (DOCS / target).exists(), target
+        assert (DOCS / "ops" / target).exists(), target
     for path in re.findall(r"(?:configs|tools)/[\w./-]+\.py", PAGE):
         assert (DOCS.parent / path).exists(), path
 
