@@ -9,7 +9,7 @@ demo: setup
 	$(PY) tools/demo.py $(ARGS)
 
 test: setup
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: setup
 	$(PY) tools/benchmark_loss.py --device cpu $(ARGS)

@@ -225,16 +225,23 @@ def plot(rows: list[dict[str, Any]], path: Path, device: str) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     labels = {"objects": "objects of a map (radius 4)", "radius": "radius in cells (60 objects a map)"}
     for panel, (kind, label) in zip(axes, labels.items(), strict=True):
         points = [(row["value"], row["ms"]) for row in rows if row["kind"] == kind]
         panel.plot(*zip(*points, strict=True), marker="o", color="#e4672e")
-        panel.set(xlabel=label, ylabel="ms", ylim=(0, None))
+        panel.set_xscale("symlog", base=2, linthresh=1)  # radius 0 has its place too
+        panel.set_yscale("log")
+        panel.set_xticks([value for value, _ in points], [str(value) for value, _ in points])
+        panel.set_xlim(points[0][0] * 0.8 - 0.2, points[-1][0] * 1.2)
+        panel.set(xlabel=label, ylabel="ms")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-    axes[0].set_xscale("log", base=2)
-    axes[1].set_xscale("symlog", base=2)
     figure.suptitle(f"draw_gaussian_heatmap, 8 maps of 128x128, {device}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,15 @@ collect_ignore = [] if importlib.util.find_spec("mmengine") else ["mm", "tools"]
 def pytest_configure(config: pytest.Config) -> None:
     # Which kernels are compiled depends on the machine; the results do not.
     config.addinivalue_line("filterwarnings", "ignore::raggedbev._extension.SlowPathWarning")
+    share_cores(int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
+
+
+def share_cores(workers: int) -> None:
+    """Gives each of several test processes, and what they start, its part of the cores."""
+    if workers > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=_DEVICES)
