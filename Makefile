@@ -3,7 +3,7 @@
 PY := .venv/bin/python
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test bench docs lint format sanitize cuda-check gpu-check setup clean
+.PHONY: demo test bench docs lint format package sanitize cuda-check gpu-check setup clean
 
 demo: setup
 	$(PY) tools/demo.py $(ARGS)
@@ -15,7 +15,7 @@ bench: setup
 	$(PY) tools/benchmark_loss.py --device cpu $(ARGS)
 
 docs: setup
-	$(PY) docs/pictures.py
+	$(PY) docs/drawing/pictures.py
 	$(PY) -m sphinx -b html -W --keep-going -q $(ARGS) docs build/docs/html
 	@echo "The site is in build/docs/html/index.html"
 
@@ -29,6 +29,11 @@ format: setup
 	$(PY) -m ruff check --fix-only .
 	$(PY) -m ruff format .
 	.venv/bin/clang-format -i $(CXX_FILES)
+
+# Source distribution and wheel, checked, and installed into empty environments.
+package: setup
+	@$(PY) -c 'import build, twine' 2>/dev/null || $(PY) -m pip install -q -r requirements/package.txt
+	scripts/package_check.sh $(ARGS)
 
 # The compiled operators under AddressSanitizer and UndefinedBehaviorSanitizer.
 sanitize: setup

@@ -1,27 +1,12 @@
-#!/usr/bin/env python
-"""Draw the pictures of docs/ops/ragged.md: small inputs in, one SVG per helper out.
-
-    python docs/pictures.py            # writes docs/pictures/*.svg
-    python docs/pictures.py --check    # writes nothing; exits with 1 when a picture is not what the code gives
-
-Every value in a picture comes out of a call of the helper that it explains, so a picture cannot say what the code does
-not do. The SVG is written as text, with whole pixels and no fonts of its own: the same values give the same bytes.
-
-Entries are numbered by origin: 32 is entry 2 (counted from 0, as indices are) of sample 3. It keeps its colour wherever
-it travels.
-"""
+"""Pictures of the ragged batch and its helpers, one function each; small inputs in, panels out."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 from typing import NamedTuple
-from xml.sax.saxutils import escape
 
 import torch
+from panels import Panel, Picture, blocks, cell, grid, kind, lists
 from torch import Tensor
 
 from raggedbev import (
@@ -43,96 +28,7 @@ from raggedbev import (
     sum_over_targets,
 )
 
-FOLDER = Path(__file__).parent / "pictures"
 NAN = float("nan")
-
-# -- what is drawn -------------------------------------------------------------------------------------------------
-
-
-class Cell(NamedTuple):
-    """One entry: its text and how it looks ("entry", "plain", "filler", "on" or "off"); number: origin of an entry."""
-
-    text: str
-    look: str = "plain"
-    number: int = 0
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A grid under a name. Rows: (label, cells); `gaps` are the rows that start a new block."""
-
-    name: str
-    note: str
-    rows: list[tuple[str, list[Cell]]]
-    gaps: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Lines of panels with signs between them, under the call and above the words that explain it."""
-
-    call: str
-    lines: list[list[Panel | str]]
-    words: list[str]
-
-
-def number_text(value: float | int | bool) -> str:
-    if isinstance(value, bool):
-        return str(int(value))
-    return "NaN" if value != value else f"{value:g}"
-
-
-def is_entry(value: float | int | bool) -> bool:
-    return not isinstance(value, bool) and value == value and 10 <= value < 40 and value % 10 in range(4)
-
-
-def cell(value: float | int | bool, valid: bool = True) -> Cell:
-    """How one value looks."""
-    if not valid:
-        return Cell(number_text(value), "filler")
-    if isinstance(value, bool):
-        return Cell(number_text(value), "on" if value else "off")
-    return Cell(number_text(value), "entry" if is_entry(value) else "plain", int(value) if is_entry(value) else 0)
-
-
-def kind(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
-
-
-def grid(name: str, data: Tensor | RaggedBatch, label: str = "sample", plain: bool = False) -> Panel:
-    """Data [B, N], or one value per sample [B]; `plain` leaves out the colours of origin."""
-    tensor = data.tensor if isinstance(data, RaggedBatch) else data
-    valid = data.mask if isinstance(data, RaggedBatch) else torch.ones_like(tensor, dtype=torch.bool)
-    rows = []
-    for sample, (values, keep) in enumerate(
-        zip(tensor.reshape(len(tensor), -1).tolist(), valid.reshape(len(tensor), -1).tolist(), strict=True), 1
-    ):
-        cells = [cell(value, ok) for value, ok in zip(values, keep, strict=True)]
-        if plain:
-            cells = [c._replace(look="plain") if c.look == "entry" else c for c in cells]
-        rows.append((f"{label} {sample}", cells))
-    return Panel(name, kind(tensor), rows)
-
-
-def blocks(name: str, batch: RaggedBatch, block: str, row: str) -> Panel:
-    """A batch [A, B, N], ragged along N, as A blocks of B rows."""
-    rows: list[tuple[str, list[Cell]]] = []
-    gaps = set()
-    valid = torch.broadcast_to(batch.get_existence_weights(torch.bool), batch.shape).tolist()
-    for outer, (values, keep) in enumerate(zip(batch.tensor.tolist(), valid, strict=True), 1):
-        gaps.add(len(rows))
-        for inner, (row_values, row_keep) in enumerate(zip(values, keep, strict=True), 1):
-            label = f"{block} {outer}, {row} {inner}"
-            rows.append((label, [cell(value, ok) for value, ok in zip(row_values, row_keep, strict=True)]))
-    return Panel(name, kind(batch.tensor), rows, frozenset(gaps - {0}))
-
-
-def lists(name: str, samples: Sequence[Tensor]) -> Panel:
-    rows = [(f"sample {i}", [cell(v) for v in sample.tolist()]) for i, sample in enumerate(samples, 1)]
-    return Panel(name, f"list of {len(samples)} tensors", rows)
-
-
-# -- the inputs ----------------------------------------------------------------------------------------------------
 
 SAMPLES = [torch.tensor([10.0, 11.0]), torch.tensor([]), torch.tensor([30.0, 31.0, 32.0])]
 FULL = torch.tensor([[10, 11, 12, 13], [20, 21, 22, 23], [30, 31, 32, 33]], dtype=torch.float32)
@@ -146,9 +42,6 @@ def ragged() -> RaggedBatch:
 
 def indices(rows: list[list[int]], filler: int = 99) -> RaggedBatch:
     return combine_data([torch.tensor(row, dtype=torch.long) for row in rows]).with_padded_set_to(filler)
-
-
-# -- one function per picture --------------------------------------------------------------------------------------
 
 
 def draw_ragged_batch() -> Picture:
@@ -436,140 +329,3 @@ PICTURES: dict[str, Callable[[], Picture]] = {
     "get_compact_from_named_tuple": draw_compact_named_tuple,
 }
 """Picture of each public name, by that name."""
-
-# -- SVG -----------------------------------------------------------------------------------------------------------
-
-STYLE = (
-    "text{font:13px 'DejaVu Sans Mono',Menlo,Consolas,monospace;fill:#222}"
-    ".call{font-size:15px}.note{font-size:11px;fill:#777}.label{font-size:12px;fill:#555;text-anchor:end}"
-    ".cell{text-anchor:middle}.sign{font-size:17px;text-anchor:middle}"
-    ".words{font-family:'DejaVu Sans',Helvetica,Arial,sans-serif;fill:#444}"
-    "rect{stroke:#666}.filler{fill:url(#filler)}text.filler{fill:#8a8a8a}.plain{fill:#fff}text.plain{fill:#222}"
-    ".on{fill:#5a5a6e}text.on{fill:#fff}.off{fill:#fff}text.off{fill:#9a9a9a}"
-)
-FILLER_PATTERN = (
-    '<defs><pattern id="filler" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<rect width="7" height="7" style="fill:#f4f4f4;stroke:none"/>'
-    '<rect width="2" height="7" style="fill:#dedede;stroke:none"/></pattern></defs>'
-)
-CELL_W, CELL_H, MARGIN, GAP, SIGN_W, BLOCK_GAP, HEAD = 44, 28, 20, 22, 34, 8, 40
-HUES = {1: (66, 133, 200), 2: (226, 140, 58), 3: (88, 164, 92)}  # of the samples
-
-
-def fill_of(shown: Cell) -> str:
-    """Attribute that colours the square; later entries of a sample are stronger."""
-    if shown.look != "entry":
-        return f'class="{shown.look}"'
-    strength = 0.35 + 0.13 * (shown.number % 10)
-    mixed = (round(255 + (part - 255) * strength) for part in HUES[shown.number // 10])
-    return 'fill="#' + "".join(f"{part:02x}" for part in mixed) + '"'
-
-
-def text_width(text: str, size: int) -> int:
-    return -(-len(text) * size * 61 // 100)  # a monospace letter is 0.602 em wide
-
-
-def text_at(x: int, y: int, text: str, style: str = "") -> str:
-    return f'<text x="{x}" y="{y}"' + (f' class="{style}"' if style else "") + f">{escape(text)}</text>"
-
-
-def panel_size(panel: Panel, labels: bool) -> tuple[int, int]:
-    """Width and height, with the room for row labels on the left."""
-    columns = max((len(cells) for _, cells in panel.rows), default=0)
-    wide = max(columns * CELL_W, text_width(panel.name, 13), text_width(panel.note, 11))
-    left = label_width(panel) if labels else 0
-    return left + wide, HEAD + len(panel.rows) * CELL_H + len(panel.gaps) * BLOCK_GAP
-
-
-def label_width(panel: Panel) -> int:
-    return max((text_width(label, 12) for label, _ in panel.rows), default=0) + 10
-
-
-def draw_panel(panel: Panel, x: int, y: int, labels: bool) -> Iterator[str]:
-    left = x + (label_width(panel) if labels else 0)
-    yield text_at(left, y + 13, panel.name)
-    yield text_at(left, y + 29, panel.note, "note")
-    top = y + HEAD
-    for row, (label, cells) in enumerate(panel.rows):
-        top += BLOCK_GAP if row in panel.gaps else 0
-        if labels:
-            yield text_at(left - 10, top + 19, label, "label")
-        for column, shown in enumerate(cells):
-            x = left + column * CELL_W
-            yield f'<rect x="{x}" y="{top}" width="{CELL_W}" height="{CELL_H}" {fill_of(shown)}/>'
-            yield text_at(
-                x + CELL_W // 2, top + 19, shown.text, "cell" if shown.look == "entry" else f"cell {shown.look}"
-            )
-        if not cells:
-            yield text_at(left + 4, top + 19, "empty", "off")
-        top += CELL_H
-
-
-def draw_line(line: list[Panel | str], y: int) -> tuple[list[str], int, int]:
-    """Elements, right edge and height of one line of panels."""
-    elements: list[str] = []
-    x, height = MARGIN, 0
-    middle = (HEAD + max(panel_size(item, False)[1] for item in line if isinstance(item, Panel))) // 2 + 6
-    for position, item in enumerate(line):
-        if isinstance(item, str):
-            room = SIGN_W if item else 0
-            if item:
-                elements.append(text_at(x + (GAP + room) // 2, y + middle, item, "sign"))
-            x += GAP + room
-            continue
-        labels = position == 0 or bool(item.gaps)
-        width, tall = panel_size(item, labels)
-        elements += draw_panel(item, x, y, labels)
-        x, height = x + width, max(height, tall)
-    return elements, x, height
-
-
-def to_svg(picture: Picture) -> str:
-    """The picture as SVG text."""
-    y, right = MARGIN + 36, MARGIN + text_width(picture.call, 15)
-    elements = [text_at(MARGIN, MARGIN + 14, picture.call, "call")]
-    for line in picture.lines:
-        drawn, edge, height = draw_line(line, y)
-        elements += drawn
-        y, right = y + height + 20, max(right, edge)
-    for words in picture.words:
-        elements.append(text_at(MARGIN, y + 10, words, "words"))
-        y, right = y + 19, max(right, MARGIN + text_width(words, 13))
-    width, height = right + MARGIN, y + MARGIN - 6
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
-            f"<title>{escape(picture.call)}</title>",
-            f"<desc>{escape(' '.join(picture.words))}</desc>",
-            f"<style>{STYLE}</style>",
-            FILLER_PATTERN,
-            f'<rect width="{width}" height="{height}" rx="6" style="fill:#fff;stroke:none"/>',
-            *elements,
-            "</svg>\n",
-        ]
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Writes or checks all pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder (default: docs/pictures)")
-    args = parser.parse_args(arguments)
-    stale = 0
-    args.out.mkdir(parents=True, exist_ok=True)
-    for name, draw in PICTURES.items():
-        path, svg = args.out / f"{name}.svg", to_svg(draw())
-        if not args.check:
-            path.write_text(svg, encoding="utf-8")
-        elif not path.exists() or path.read_text(encoding="utf-8") != svg:
-            print(f"{path} is not what the code gives; `make docs` draws it anew")
-            stale += 1
-    if not args.check:
-        print(f"{len(PICTURES)} pictures in {args.out}")
-    return 1 if stale else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
