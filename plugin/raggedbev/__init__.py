@@ -6,6 +6,7 @@ This package imports torch, NumPy and SciPy only; what plugs into mmdetection3d 
 from raggedbev.heatmap import draw_gaussian_heatmap
 from raggedbev.matching import LinearAssignment, linear_assignment
 from raggedbev.ragged import (
+    Buckets,
     RaggedBatch,
     apply_mask_to_tensor,
     average_over_targets,
@@ -25,6 +26,7 @@ from raggedbev.ragged import (
 )
 
 __all__ = [
+    "Buckets",
     "LinearAssignment",
     "RaggedBatch",
     "__version__",

@@ -9,18 +9,24 @@ from raggedbev.losses.denoising import (
     unpack_uniform,
 )
 from raggedbev.losses.focal2d import FocalHeadLossConfig, focal_head_loss
-from raggedbev.losses.ground_truth import GroundTruth2D, GroundTruth3D
+from raggedbev.losses.graphed import CudaGraphs, GraphedLoss, GraphLimitWarning
+from raggedbev.losses.ground_truth import GroundTruth2D, GroundTruth3D, PackedGroundTruth2D, PackedGroundTruth3D
 from raggedbev.losses.nonfinite import count_nonfinite
 from raggedbev.losses.streampetr import FocalLossConfig, StreamPETRLossConfig, streampetr_loss
 
 __all__ = [
+    "CudaGraphs",
     "DenoisingConfig",
     "DenoisingOutput",
     "DenoisingQueries",
     "FocalHeadLossConfig",
     "FocalLossConfig",
+    "GraphLimitWarning",
+    "GraphedLoss",
     "GroundTruth2D",
     "GroundTruth3D",
+    "PackedGroundTruth2D",
+    "PackedGroundTruth3D",
     "StreamPETRLossConfig",
     "attention_mask",
     "count_nonfinite",

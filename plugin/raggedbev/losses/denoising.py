@@ -11,11 +11,13 @@ Source: StreamPETR (arXiv 2303.11926) and DN-DETR (arXiv 2203.01305), section 4.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from raggedbev.losses.ground_truth import GroundTruth3D
+from raggedbev.losses.ground_truth import GroundTruth3D, PackedGroundTruth3D
 from raggedbev.matching.costs import row_tensor
 
 __all__ = [
@@ -55,7 +57,7 @@ class DenoisingConfig:
 
 @dataclass(frozen=True, eq=False)
 class DenoisingQueries:
-    """Denoising queries of a batch, P = groups * single_pad positions per sample.
+    """Denoising queries of a batch, P = groups * single_pad positions per sample. A pytree of its tensors.
 
     Attributes:
         reference_points: [B, P, 3] in [0, 1] units of pc_range; zero where there is no object.
@@ -85,7 +87,7 @@ class DenoisingQueries:
 
 @dataclass(frozen=True, eq=False)
 class DenoisingOutput:
-    """What the decoder predicted for the denoising queries.
+    """What the decoder predicted for the denoising queries. A pytree of its tensors.
 
     Attributes:
         cls_logits: [L, B, P, C].
@@ -98,8 +100,33 @@ class DenoisingOutput:
     queries: DenoisingQueries
 
 
+_QUERY_TENSORS = ("reference_points", "known_labels", "known_boxes", "valid", "num_known")
+
+
+def _flatten_queries(queries: DenoisingQueries) -> tuple[list[Any], tuple[int, int, float]]:
+    return [getattr(queries, name) for name in _QUERY_TENSORS], (queries.groups, queries.single_pad, queries.split)
+
+
+def _flatten_output(output: DenoisingOutput) -> tuple[list[Any], None]:
+    return [output.cls_logits, output.box_preds, output.queries], None
+
+
+pytree.register_pytree_node(
+    DenoisingQueries,
+    _flatten_queries,
+    lambda leaves, context: DenoisingQueries(*leaves, *context),
+    serialized_type_name="raggedbev.DenoisingQueries",
+)
+pytree.register_pytree_node(
+    DenoisingOutput,
+    _flatten_output,
+    lambda leaves, _context: DenoisingOutput(*leaves),
+    serialized_type_name="raggedbev.DenoisingOutput",
+)
+
+
 def prepare_denoising(
-    gt: GroundTruth3D,
+    gt: GroundTruth3D | PackedGroundTruth3D,
     config: DenoisingConfig,
     uniform: Tensor | None = None,
     generator: torch.Generator | None = None,

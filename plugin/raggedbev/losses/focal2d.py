@@ -7,16 +7,17 @@ per published loss name. Nothing is read from the device (the assigner decides a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from raggedbev.heatmap.targets import focal_head_heatmap
 from raggedbev.losses.class_loss import quality_focal_loss_sums
-from raggedbev.losses.ground_truth import GroundTruth2D
+from raggedbev.losses.ground_truth import GroundTruth2D, PackedGroundTruth2D
 from raggedbev.losses.set_prediction import (
     ReduceMean,
+    check_devices,
     class_targets,
     gather_predictions,
     gather_targets,
@@ -28,7 +29,7 @@ from raggedbev.matching.assignment import LinearAssignment
 from raggedbev.matching.costs import cxcywh_to_xyxy, row_tensor, xyxy_to_cxcywh
 from raggedbev.profiling.stages import stage
 
-__all__ = ["FocalHeadLossConfig", "focal_head_loss"]
+__all__ = ["FocalHeadLossConfig", "FocalHeadSums", "focal_head_loss", "focal_head_losses", "focal_head_sums"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def check_predictions(
     box_preds: Tensor,
     center_preds: Tensor,
     centerness_logits: Tensor,
-    gt: GroundTruth2D,
+    gt: GroundTruth2D | PackedGroundTruth2D,
     config: FocalHeadLossConfig,
     pad_shape: tuple[int, int],
 ) -> None:
@@ -83,6 +84,7 @@ def check_predictions(
                 f"{name} must be {(gt.num_images, tokens, width)} for {gt.num_images} images of "
                 f"{tuple(pad_shape)} pixels at stride {config.stride}, got {tuple(tensor.shape)}"
             )
+    check_devices(gt.boxes, cls_logits, box_preds, center_preds, centerness_logits)
 
 
 def focal_head_loss(
@@ -90,7 +92,7 @@ def focal_head_loss(
     box_preds: Tensor,
     center_preds: Tensor,
     centerness_logits: Tensor,
-    gt: GroundTruth2D,
+    gt: GroundTruth2D | PackedGroundTruth2D,
     assigner: Any,
     config: FocalHeadLossConfig,
     pad_shape: tuple[int, int],
@@ -119,6 +121,32 @@ def focal_head_loss(
     Raises:
         ValueError: shapes do not fit.
     """
+    predictions = (cls_logits, box_preds, center_preds, centerness_logits)
+    return focal_head_losses(focal_head_sums(*predictions, gt, assigner, config, pad_shape), config, reduce_mean)
+
+
+class FocalHeadSums(NamedTuple):
+    """The loss of one rank before it is normalised: scalars, `matched` being the number of matched tokens."""
+
+    cls: Tensor
+    bbox: Tensor
+    iou: Tensor
+    center: Tensor
+    centerness: Tensor
+    matched: Tensor
+
+
+def focal_head_sums(
+    cls_logits: Tensor,
+    box_preds: Tensor,
+    center_preds: Tensor,
+    centerness_logits: Tensor,
+    gt: GroundTruth2D | PackedGroundTruth2D,
+    assigner: Any,
+    config: FocalHeadLossConfig,
+    pad_shape: tuple[int, int],
+) -> FocalHeadSums:
+    """What `focal_head_losses` normalises; arguments as in `focal_head_loss`. No rank waits for another here."""
     check_predictions(cls_logits, box_preds, center_preds, centerness_logits, gt, config, pad_shape)
     cls_logits, box_preds = widened(cls_logits), widened(box_preds)
     center_preds, centerness_logits = widened(center_preds), widened(centerness_logits)
@@ -127,7 +155,6 @@ def focal_head_loss(
     )
     with stage("targets"):
         count = (assignment.gt_of_pred >= 0).sum().to(cls_logits.dtype)
-        mean_count = mean_over_ranks(count.reshape(1), reduce_mean)[0].clamp(min=1) + AVG_FACTOR_EPS
         size = row_tensor((pad_shape[1], pad_shape[0]) * 2, box_preds)  # [4]
         labels = class_targets(assignment, gt.labels, config.num_classes)
         keep, boxes, gt_boxes = _pairs(
@@ -148,12 +175,22 @@ def focal_head_loss(
         bbox_sum = (boxes - gt_boxes).abs().sum() + (box_preds.abs() * 0).sum()
         iou_sum = torch.where(keep, giou_loss(pred_px, target_px), 0.0).sum() + (nowhere * 0).sum()
         center_sum = (centers - gt_centers).abs().sum() + (center_preds.abs() * 0).sum()
+        return FocalHeadSums(cls_sum, bbox_sum, iou_sum, center_sum, centerness.sum(), count)
+
+
+def focal_head_losses(
+    sums: FocalHeadSums, config: FocalHeadLossConfig, reduce_mean: ReduceMean | None = None
+) -> dict[str, Tensor]:
+    """Losses of one rank, normalised; arguments and result as in `focal_head_loss`."""
+    with stage("loss terms"):
+        count = sums.matched
+        mean_count = mean_over_ranks(count.reshape(1), reduce_mean)[0].clamp(min=1) + AVG_FACTOR_EPS
         return {
-            "enc_loss_cls": cls_sum / (count.clamp(min=1) + AVG_FACTOR_EPS) * config.cls_weight,
-            "enc_loss_bbox": bbox_sum / mean_count * config.bbox_weight,
-            "enc_loss_iou": iou_sum / (count + AVG_FACTOR_EPS) * config.iou_weight,
-            "centers2d_losses": center_sum / mean_count * config.center_weight,
-            "centerness_losses": centerness.sum() / mean_count * config.centerness_weight,
+            "enc_loss_cls": sums.cls / (count.clamp(min=1) + AVG_FACTOR_EPS) * config.cls_weight,
+            "enc_loss_bbox": sums.bbox / mean_count * config.bbox_weight,
+            "enc_loss_iou": sums.iou / (count + AVG_FACTOR_EPS) * config.iou_weight,
+            "centers2d_losses": sums.center / mean_count * config.center_weight,
+            "centerness_losses": sums.centerness / mean_count * config.centerness_weight,
         }
 
 

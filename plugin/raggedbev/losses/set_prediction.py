@@ -17,18 +17,27 @@ from raggedbev.ragged.batch import RaggedBatch
 
 __all__ = [
     "ReduceMean",
+    "check_devices",
     "class_targets",
     "gather_predictions",
     "gather_targets",
     "masked_l1_sum",
     "mean_over_ranks",
     "num_matched",
+    "per_layer",
     "prediction_sum",
     "widened",
 ]
 
 ReduceMean = Callable[[Tensor], Tensor]
 """Mean of a tensor over all ranks of a distributed run."""
+
+
+def check_devices(ground_truth: RaggedBatch, *predictions: Tensor) -> None:
+    """Raise a ValueError unless ground truth and predictions are on one device."""
+    for tensor in predictions:
+        if tensor.device != ground_truth.device:
+            raise ValueError(f"ground truth is on {ground_truth.device}, predictions are on {tensor.device}")
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -39,6 +48,13 @@ def widened(tensor: Tensor) -> Tensor:
 def prediction_sum(values: Tensor) -> Tensor:
     """Sum over samples, predictions and coordinates of [L, B, ...]: [L]."""
     return values.flatten(1).sum(1)
+
+
+def per_layer(values: Tensor) -> tuple[Tensor, ...]:
+    """[L] as L scalars; what `torch.compile` returns must not be views of one tensor, so there they are copies."""
+    if torch.compiler.is_compiling():
+        return tuple(value.clone() for value in values.unbind())
+    return values.unbind()
 
 
 def num_matched(assignment: LinearAssignment) -> Tensor:

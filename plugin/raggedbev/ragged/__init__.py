@@ -1,6 +1,7 @@
 """Ragged batches: samples of different size in one padded tensor, and the helpers that work on them."""
 
 from raggedbev.ragged.batch import RaggedBatch
+from raggedbev.ragged.buckets import Buckets
 from raggedbev.ragged.ops import (
     apply_mask_to_tensor,
     batched_bool_indexing,
@@ -19,6 +20,7 @@ from raggedbev.ragged.pack import combine_data
 from raggedbev.ragged.reductions import average_over_targets, sum_over_targets
 
 __all__ = [
+    "Buckets",
     "RaggedBatch",
     "apply_mask_to_tensor",
     "average_over_targets",

@@ -26,6 +26,7 @@ def combine_data(
     other_with_same_sample_sizes: RaggedBatch | None = None,
     device: torch.device | str | None = None,
     flatten_batch_dims: bool = True,
+    max_sample_size: int | None = None,
 ) -> RaggedBatch:
     """Pack per-sample tensors into one padded batch.
 
@@ -35,6 +36,8 @@ def combine_data(
             made anew. The sizes are compared where the host knows them.
         device: where the batch goes; default: where the samples are (or where `other_with_same_sample_sizes` is).
         flatten_batch_dims: nested lists give one batch dimension (True) or one per nesting level.
+        max_sample_size: padded length, at least max n_i, which is the default; see `Buckets`. With
+            `other_with_same_sample_sizes` the length is that batch's.
 
     Returns:
         Batch [B, max n_i, ...] (or [B0, B1, .., max n_i, ...]); the filler is zero. Samples that require a gradient get
@@ -43,7 +46,8 @@ def combine_data(
     Raises:
         TypeError: not a (nested) list of tensors.
         ValueError: no sample at all (then nothing tells dtype and data shape; `RaggedBatch.empty` is told); dtypes,
-            devices, trailing shapes or nesting differ; or the sizes are not those of the other batch.
+            devices, trailing shapes or nesting differ; the sizes are not those of the other batch; or
+            `max_sample_size` is too small.
     """
     samples, batch_shape = _flatten_nested(data_list)
     if not samples:
@@ -69,6 +73,11 @@ def combine_data(
     if other is not None:
         _check_other(other, batch_shape, sizes, length)
         length = other.max_sample_size
+    if max_sample_size is not None:
+        if max_sample_size < length or (other is not None and max_sample_size != length):
+            wanted = f"at least {length}" if other is None else f"{length} as in other_with_same_sample_sizes"
+            raise ValueError(f"max_sample_size must be {wanted}, got {max_sample_size}")
+        length = max_sample_size
     padded, sample_sizes = _pack(samples, sizes, length, target, with_sizes=other is None)
     num = len(batch_shape)
     if num > 1:
