@@ -33,6 +33,9 @@ def check_losses(rank, sizes):
     check_close(
         head_2d("Batched").loss(outputs_2d(), gt2d, PAD_SHAPE), head_2d("PerSample").loss(outputs_2d(), gt2d, PAD_SHAPE)
     )
+    check_close(head_3d("Batched", loss_graph=True).loss(outputs_3d(gt), gt), losses)
+    graphed_2d, plain_2d = (head_2d("Batched", loss_graph=graph) for graph in (True, False))
+    check_close(graphed_2d.loss(outputs_2d(), gt2d, PAD_SHAPE), plain_2d.loss(outputs_2d(), gt2d, PAD_SHAPE))
     if rank == 0:
         # The other rank has no objects: the mean count is half of this rank's, which doubles the box loss.
         outs, config = outputs_3d(gt), batched.loss_config()

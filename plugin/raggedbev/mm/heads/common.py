@@ -1,8 +1,8 @@
-"""What the loss adapters of all heads share: building the assigner, averaging over ranks, full precision."""
+"""What the loss adapters of all heads share: assigners, averages over ranks, precision, captured or compiled losses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,10 @@ from mmdet3d.registry import TASK_UTILS
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
-__all__ = ["build_assigner", "full_precision", "mean_over_processes", "require_assigner"]
+from raggedbev.losses import GraphedLoss
+from raggedbev.ragged import Buckets
+
+__all__ = ["LossRunner", "build_assigner", "full_precision", "mean_over_processes", "require_assigner"]
 
 
 def mean_over_processes(counts: Tensor) -> Tensor:
@@ -58,3 +61,58 @@ def require_assigner(head: Any) -> Any:
             f"{type(head).__name__} was built without train_cfg, which names the assigner that its loss needs"
         )
     return head.assigner
+
+
+class LossRunner:
+    """Runs the loss of a head as it is, from a captured graph, or compiled.
+
+    With several ranks only what comes before their average is captured or compiled: the sums.
+
+    Args:
+        head: class name of the head, for messages.
+        loss: gives the losses of one rank.
+        sums: gives the same before they are normalised; same arguments.
+        finish: `finish(sums, config, reduce_mean)` gives the losses of a rank among others.
+        padded_sizes: lengths that the objects of a batch are padded to, see `Buckets`; none: the fullest sample's, or
+            multiples of 16 where a graph or compiled code is to be reused.
+        loss_graph: whether the loss is captured (`GraphedLoss`); on the CPU it runs as it is.
+        loss_compile: whether the loss is compiled; the name of a backend of `torch.compile`, True for its default.
+
+    Attributes:
+        buckets: padded lengths, or None.
+
+    Raises:
+        ValueError: both ways are asked for, or the lengths do not rise.
+    """
+
+    def __init__(
+        self,
+        head: str,
+        loss: Callable[..., dict[str, Tensor]],
+        sums: Callable[..., Any],
+        finish: Callable[..., dict[str, Tensor]],
+        padded_sizes: Sequence[int] | None,
+        loss_graph: bool,
+        loss_compile: bool | str,
+    ) -> None:
+        if loss_graph and loss_compile:
+            raise ValueError(f"{head} takes loss_graph or loss_compile, not both")
+        self.loss, self.sums, self.finish = loss, sums, finish
+        self.is_plain = not (loss_graph or loss_compile)
+        if loss_graph:
+            self.loss, self.sums = GraphedLoss(loss), GraphedLoss(sums)
+        elif loss_compile:
+            options = {"backend": loss_compile} if isinstance(loss_compile, str) else {}
+            self.loss, self.sums = (
+                torch.compile(part, fullgraph=True, dynamic=False, **options) for part in (loss, sums)
+            )
+        if padded_sizes is None:
+            self.buckets = None if self.is_plain else Buckets()
+        else:
+            self.buckets = Buckets(tuple(padded_sizes))
+
+    def __call__(self, config: Any, *args: Any) -> dict[str, Tensor]:
+        """Losses for the arguments of `loss`."""
+        if get_world_size() == 1:
+            return self.loss(*args)
+        return self.finish(self.sums(*args), config, mean_over_processes)

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmdet3d.registry import MODELS
 from torch import Tensor
 
 from raggedbev.losses import FocalHeadLossConfig, GroundTruth2D, focal_head_loss
+from raggedbev.losses.focal2d import focal_head_losses, focal_head_sums
 from raggedbev.losses.reference import focal_head_loss_reference
 from raggedbev.mm import convert
 from raggedbev.mm.heads.common import (
+    LossRunner,
     build_assigner,
     full_precision,
     mean_over_processes,
@@ -78,14 +80,38 @@ class _FocalLoss(NonfiniteCounter, FocalHeadBase):
 class BatchedFocalHead(_FocalLoss):
     """StreamPETR's 2D head with the loss of all images at once; its assigner needs `assign_batch`.
 
-    Arguments as in `FocalHeadBase`.
+    Args:
+        *args: see `FocalHeadBase`.
+        padded_sizes: lengths in rising order (and multiples of the last) that the objects of a batch are padded to;
+            None: the fullest image's, or multiples of 16 with `loss_graph` or `loss_compile`.
+        loss_graph: on CUDA, capture the loss once per padded length and replay it (`GraphedLoss`).
+        loss_compile: compile the loss with `torch.compile`; a string names its backend.
+        **kwargs: see `FocalHeadBase`.
+
+    Raises:
+        ValueError: both `loss_graph` and `loss_compile`, or sizes that do not rise.
     """
 
     batched = True
 
+    def __init__(
+        self,
+        *args: Any,
+        padded_sizes: Sequence[int] | None = None,
+        loss_graph: bool = False,
+        loss_compile: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        parts = (focal_head_loss, focal_head_sums, focal_head_losses)
+        self.runner = LossRunner(type(self).__name__, *parts, padded_sizes, loss_graph, loss_compile)
+
     def _compute(self, predictions: list[Tensor], gt: GroundTruth2D, pad_shape: tuple[int, int]) -> dict[str, Tensor]:
-        assigner = require_assigner(self)
-        return focal_head_loss(*predictions, gt, assigner, self.loss_config, pad_shape, mean_over_processes)
+        assigner, config = require_assigner(self), self.loss_config
+        gt = gt if self.runner.buckets is None else gt.packed(self.runner.buckets)
+        if self.runner.is_plain:
+            return focal_head_loss(*predictions, gt, assigner, config, pad_shape, mean_over_processes)
+        return self.runner(config, *predictions, gt.packed(), assigner, config, pad_shape)
 
 
 @MODELS.register_module()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 from mmdet3d.registry import MODELS
 from torch import Tensor
 
-from raggedbev.losses import GroundTruth3D, StreamPETRLossConfig, streampetr_loss
+from raggedbev.losses import DenoisingOutput, GroundTruth3D, PackedGroundTruth3D, StreamPETRLossConfig, streampetr_loss
 from raggedbev.losses.reference import streampetr_loss_reference
+from raggedbev.losses.streampetr import StreamPETRSums, streampetr_losses, streampetr_sums
 from raggedbev.mm import convert
 from raggedbev.mm.heads.common import (
+    LossRunner,
     build_assigner,
     full_precision,
     mean_over_processes,
@@ -69,18 +72,88 @@ class _StreamPETRLoss(NonfiniteCounter, StreamPETRHeadBase):
         """The losses, in the way of the subclass."""
 
 
+def _filled(config: StreamPETRLossConfig, code_weights: Tensor, match_costs: Tensor) -> StreamPETRLossConfig:
+    return dataclasses.replace(config, code_weights=code_weights, match_costs=match_costs)
+
+
+def _loss(
+    logits: Tensor,
+    boxes: Tensor,
+    gt: PackedGroundTruth3D,
+    dn: DenoisingOutput | None,
+    assigner: Any,
+    config: StreamPETRLossConfig,
+    *weights: Tensor,
+) -> dict[str, Tensor]:
+    """The loss of one rank, of tensors and constants only: the head's weights come by themselves."""
+    return streampetr_loss(logits, boxes, gt, assigner, _filled(config, *weights), dn)
+
+
+def _sums(
+    logits: Tensor,
+    boxes: Tensor,
+    gt: PackedGroundTruth3D,
+    dn: DenoisingOutput | None,
+    assigner: Any,
+    config: StreamPETRLossConfig,
+    *weights: Tensor,
+) -> StreamPETRSums:
+    """As `_loss`, before the average over ranks."""
+    return streampetr_sums(logits, boxes, gt, assigner, _filled(config, *weights), dn)
+
+
 @MODELS.register_module(force=True)
 class BatchedStreamPETRHead(_StreamPETRLoss):
     """StreamPETR's 3D head with the loss of all layers and samples at once; its assigner needs `assign_batch`.
 
-    Arguments as in `StreamPETRHeadBase`.
+    Args:
+        *args: see `StreamPETRHeadBase`.
+        padded_sizes: lengths in rising order (and multiples of the last) that the objects of a batch are padded to,
+            which fixes the number of denoising queries too; None: the fullest sample's, or multiples of 16 with
+            `loss_graph` or `loss_compile`.
+        loss_graph: on CUDA, capture the loss once per padded length and replay it (`GraphedLoss`).
+        loss_compile: compile the loss with `torch.compile`; a string names its backend.
+        **kwargs: see `StreamPETRHeadBase`.
+
+    Raises:
+        ValueError: both `loss_graph` and `loss_compile`, or sizes that do not rise.
     """
 
     batched = True
 
+    def __init__(
+        self,
+        *args: Any,
+        padded_sizes: Sequence[int] | None = None,
+        loss_graph: bool = False,
+        loss_compile: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        parts = (_loss, _sums, streampetr_losses)
+        self.runner = LossRunner(type(self).__name__, *parts, padded_sizes, loss_graph, loss_compile)
+
+    def forward(
+        self,
+        feats: Tensor,
+        location: Tensor,
+        frame: Mapping[str, Any],
+        gt: GroundTruth3D | PackedGroundTruth3D | None = None,
+        dn_uniform: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """As `StreamPETRHeadBase.forward`, with denoising queries for the padded number of objects."""
+        if gt is not None and self.runner.buckets is not None:
+            gt = gt.packed(self.runner.buckets)
+        return super().forward(feats, location, frame, gt, dn_uniform)
+
     def _compute(self, logits: Tensor, boxes: Tensor, gt: GroundTruth3D, dn: Any) -> dict[str, Tensor]:
-        assigner = require_assigner(self)
-        return streampetr_loss(logits, boxes, gt, assigner, self.loss_config(), dn, mean_over_processes)
+        assigner, config = require_assigner(self), self.loss_config()
+        gt = gt if self.runner.buckets is None else gt.packed(self.runner.buckets)
+        if self.runner.is_plain:
+            return streampetr_loss(logits, boxes, gt, assigner, config, dn, mean_over_processes)
+        constants = dataclasses.replace(config, code_weights=(), match_costs=())
+        weights = (config.code_weights.detach(), config.match_costs.detach())
+        return self.runner(constants, logits, boxes, gt.packed(), dn, assigner, constants, *weights)
 
 
 @MODELS.register_module()

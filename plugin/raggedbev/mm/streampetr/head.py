@@ -19,6 +19,7 @@ from raggedbev.losses import (
     DenoisingOutput,
     DenoisingQueries,
     GroundTruth3D,
+    PackedGroundTruth3D,
     attention_mask,
     prepare_denoising,
 )
@@ -215,7 +216,7 @@ class StreamPETRHeadBase(BaseModule):
         feats: Tensor,
         location: Tensor,
         frame: Mapping[str, Any],
-        gt: GroundTruth3D | None = None,
+        gt: GroundTruth3D | PackedGroundTruth3D | None = None,
         dn_uniform: Tensor | None = None,
     ) -> dict[str, Any]:
         """Decode one frame and advance the memory.
