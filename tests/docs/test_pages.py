@@ -174,9 +174,12 @@ DIFFS = [(page, block) for path in PAGES for page in [Page(path)] for block in p
 
 @needs_mm
 @pytest.mark.parametrize(("page", "block"), DIFFS, ids=str)
-def test_config_diffs(page: Page, block: Block, tmp_path: Path) -> None:
+def test_config_diffs(page: Page, block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides are configs, every new type is registered, and a config that inherits merges."""
     import raggedbev.mm.streampetr  # noqa: F401
+
+    monkeypatch.syspath_prepend(ROOT / "examples" / "petr_style")
+    importlib.import_module("petr_parts")
 
     old, new = sides(block)
     before, after = evaluated(old), evaluated(new)
