@@ -1,13 +1,6 @@
 // Every operator schema of raggedbev. Bodies register themselves per device in <part>/<part>_<device>; fake kernels and
 // documentation stand beside the public Python functions.
-#include <Python.h>
 #include <torch/library.h>
-
-#include <vector>
-
-#ifdef RAGGEDBEV_WITH_CUDA
-#include "common/architectures.h"
-#endif
 
 TORCH_LIBRARY(raggedbev, m) {
   // Objects [B, G], sizes [B]: see plugin/raggedbev/heatmap/gaussian.py.
@@ -67,23 +60,4 @@ TORCH_LIBRARY(raggedbev, m) {
       "class_loss_slopes(Tensor slopes, Tensor logits, Tensor labels, Tensor? quality, Tensor? valid, float alpha, "
       "float gamma) -> Tensor",
       {at::Tag::pt2_compliant_tag});
-}
-
-// Importing raggedbev._C loads the shared object, which runs the registrations. The module itself has one constant:
-// cuda_architectures, a tuple of compute capabilities (80 for 8.0).
-PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef definition = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  std::vector<int> architectures;
-#ifdef RAGGEDBEV_WITH_CUDA
-  architectures = raggedbev::cuda_architectures();
-#endif
-  PyObject* module = PyModule_Create(&definition);
-  PyObject* numbers = PyTuple_New(static_cast<Py_ssize_t>(architectures.size()));
-  if (module == nullptr || numbers == nullptr) return nullptr;
-  for (size_t i = 0; i < architectures.size(); ++i) {
-    PyTuple_SET_ITEM(numbers, static_cast<Py_ssize_t>(i), PyLong_FromLong(architectures[i] / 10));
-  }
-  PyModule_AddObject(module, "cuda_architectures", numbers);
-  return module;
 }

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 NAMESPACE = "raggedbev"
 
@@ -73,7 +74,9 @@ def load_operator(
             operators without gradient, or with one in C++.
 
     Returns:
-        A callable with the schema's positional arguments. The plain torch path warns once per operator and device type.
+        A callable with the schema's arguments, all of them, by position. A compiled operator is called past the
+        argument parser of `torch.ops`, see `csrc/module.cpp`. The plain torch path warns once per operator and
+        device type.
     """
 
     @functools.wraps(fallback)
@@ -92,7 +95,13 @@ def load_operator(
         torch.library.register_vmap(qualified_name, vmap(operator))
     if gradient is not None:
         torch.library.register_autograd(qualified_name, gradient[1], setup_context=gradient[0])
-    return operator
+    caller = importlib.import_module("raggedbev._C").caller(qualified_name, operator)
+
+    @functools.wraps(fallback)
+    def call(*args: object) -> R:
+        return operator(*args) if is_dynamo_compiling() else caller(*args)
+
+    return call
 
 
 def fold_into_batch(operator: Callable[..., Any]) -> Callable[..., Any]:
