@@ -1,7 +1,5 @@
 // Linear assignment: the operator's body, shared by all devices. Costs are data: there is no gradient.
-#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -12,6 +10,7 @@
 
 #include "common/check.h"
 #include "common/run.h"
+#include "common/tensors.h"
 #include "matching/assignment.h"
 
 namespace raggedbev::matching {
@@ -37,11 +36,6 @@ void check_minima(const Tensor& minima, const Tensor& cost) {
                     " on ", cost.device());
 }
 
-// Small batches take no longer than the calls around them: on the CPU past the dispatcher.
-Tensor allocate(const Tensor& like, at::IntArrayRef sizes, at::ScalarType type) {
-  return like.is_cpu() ? Tensor(at::detail::empty_cpu(sizes, type)) : at::empty(sizes, like.options().dtype(type));
-}
-
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tensor& cost,
                                                                      const std::optional<Tensor>& num_gt,
                                                                      const std::optional<Tensor>& minima,
@@ -63,8 +57,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
   if (problems == 0) return {pred_of_gt, gt_of_pred, status, of_gt, of_pred};
 
   const bool is_double = cost.scalar_type() == at::kDouble;
-  const Tensor input = cost.to(is_double ? at::kDouble : at::kFloat).contiguous();
-  const Tensor counts = num_gt.has_value() ? num_gt->to(at::kLong).contiguous() : Tensor();
+  const Tensor input = as_contiguous(cost, is_double ? at::kDouble : at::kFloat);
+  const Tensor counts = num_gt.has_value() ? as_contiguous(*num_gt, at::kLong) : Tensor();
   if (counts.defined() && cost.is_cpu()) check_counts(counts, rows);
   const int64_t bytes = is_double ? workspace_bytes<double>(rows, cols) : workspace_bytes<float>(rows, cols);
   const Tensor workspace = cost.is_cpu() ? Tensor() : allocate(cost, {problems * bytes}, at::kByte);
@@ -81,6 +75,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(raggedbev, Autograd, m) {
+  m.impl("linear_assignment", torch::CppFunction::makeFallthrough());
+}
 
 TORCH_LIBRARY_IMPL(raggedbev, CPU, m) {
   m.impl("linear_assignment", &linear_assignment);

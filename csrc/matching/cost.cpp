@@ -1,7 +1,6 @@
 // Match costs: the operator's body, shared by all devices. Costs are data: there is no gradient.
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
@@ -13,6 +12,7 @@
 
 #include "common/check.h"
 #include "common/run.h"
+#include "common/tensors.h"
 #include "matching/cost.h"
 
 namespace raggedbev::matching {
@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
   std::vector<Tensor> kept;  // what the parameters point to
   const auto keep = [&](const Tensor& tensor) { return kept.emplace_back(tensor).const_data_ptr(); };
   const auto keep_integers = [&](const Tensor& tensor) {
-    return static_cast<const int64_t*>(keep(tensor.to(at::kLong).contiguous()));
+    return static_cast<const int64_t*>(keep(as_contiguous(tensor, at::kLong)));
   };
   CostParams p{};
   p.problems = problems, p.samples = samples, p.num_rows = rows, p.num_cols = num_preds;
@@ -99,8 +99,8 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
     p.gt_boxes = keep(gt_boxes->contiguous()), p.sizes = keep(sizes->contiguous());
   }
 
-  const Tensor cost = at::empty({problems, rows, num_preds}, logits.options());
-  const Tensor minima = at::empty({problems, rows, num_blocks(num_preds)}, logits.options());
+  const Tensor cost = allocate(logits, {problems, rows, num_preds});
+  const Tensor minima = allocate(logits, {problems, rows, num_blocks(num_preds)});
   if (cost.numel() == 0) return {cost, minima};
   p.cost = cost.mutable_data_ptr(), p.minima = minima.mutable_data_ptr();
   run(p, logits);
@@ -108,6 +108,10 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(raggedbev, Autograd, m) {
+  m.impl("match_cost", torch::CppFunction::makeFallthrough());
+}
 
 TORCH_LIBRARY_IMPL(raggedbev, CPU, m) {
   m.impl("match_cost", &match_cost);

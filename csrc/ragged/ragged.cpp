@@ -2,7 +2,6 @@
 // ragged_autograd.cpp.
 #include <ATen/Dispatch_v2.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
 #include <ATen/ops/zeros.h>
@@ -15,6 +14,7 @@
 
 #include "common/check.h"
 #include "common/run.h"
+#include "common/tensors.h"
 #include "ragged/ragged.h"
 #include "ragged/ragged_arguments.h"
 
@@ -84,7 +84,7 @@ Tensor gather(const Tensor& data, const Tensor& indices, const OptionalTensor& n
   const Extent extent = extent_of("data", data, batch, dim);
   const Pattern pattern = pattern_of("filler", filler, data.scalar_type());
   const c10::OptionalDeviceGuard guard(data.device());
-  Tensor out = at::empty(shape_with(data, extent, index.num()), data.options());
+  Tensor out = allocate(data, shape_with(data, extent, index.num()));
   if (out.numel() == 0) return out;
 
   const RowsArgument input(data, batch, extent);
@@ -101,7 +101,7 @@ Tensor fill(const Tensor& data, const Tensor& sizes, const at::Scalar& value, in
   const Extent extent = extent_of("data", data, batch, dim);
   const Pattern pattern = pattern_of("value", value, data.scalar_type());
   const c10::OptionalDeviceGuard guard(data.device());
-  Tensor out = at::empty(data.sizes(), data.options());
+  Tensor out = allocate(data, data.sizes());
   if (out.numel() == 0) return out;
 
   const RowsArgument input(data, batch, extent);
@@ -122,7 +122,7 @@ Tensor expand(const Tensor& values, const Tensor& sizes, int64_t num, int64_t di
   const Tensor single_rows = values.unsqueeze(position);
   const Extent extent = extent_at(single_rows, batch, position);
   const c10::OptionalDeviceGuard guard(values.device());
-  Tensor out = at::empty(shape_with(single_rows, extent, num), values.options());
+  Tensor out = allocate(values, shape_with(single_rows, extent, num));
   if (out.numel() == 0) return out;
 
   const RowsArgument input(single_rows, batch, extent);
@@ -181,7 +181,7 @@ Tensor write(const Tensor& source, const OptionalTensor& source_indices, const T
   }
   const Pattern pattern = pattern_of("filler", filler, source.scalar_type());
   const c10::OptionalDeviceGuard guard(source.device());
-  Tensor out = at::empty(shape, source.options());
+  Tensor out = allocate(source, shape);
   if (out.numel() == 0) return out;
 
   const RowsArgument input(source, batch, extent);
@@ -210,8 +210,8 @@ std::tuple<Tensor, Tensor> write_backward(const Tensor& grad, const OptionalTens
   const Batch& batch = argument.batch;
   const Extent extent = extent_after_batch("grad", grad, batch, "T");
   const c10::OptionalDeviceGuard guard(grad.device());
-  Tensor source = at::empty(shape_with(grad, extent, to_source ? num : 0), grad.options());
-  Tensor into = at::empty(shape_with(grad, extent, to_into ? extent.num : 0), grad.options());
+  Tensor source = allocate(grad, shape_with(grad, extent, to_source ? num : 0));
+  Tensor into = allocate(grad, shape_with(grad, extent, to_into ? extent.num : 0));
   if (source.numel() == 0 && into.numel() == 0) return {source, into};
 
   const RowsArgument input(grad, batch, extent);
@@ -234,7 +234,7 @@ Tensor mask_from_indices(const Tensor& indices, const OptionalTensor& num_indice
   const c10::OptionalDeviceGuard guard(indices.device());
   at::DimVector shape(indices.sizes());
   shape.back() = num;
-  Tensor mask = at::empty(shape, indices.options().dtype(at::kBool));
+  Tensor mask = allocate(indices, shape, at::kBool);
   if (mask.numel() == 0) return mask;
 
   const Entries entries{index.integers(), index.num(), counts.sizes(index.num()), Sizes{{nullptr, false}, num}};
@@ -250,8 +250,8 @@ std::tuple<Tensor, Tensor> indices_from_mask(const Tensor& mask, const OptionalT
   const c10::OptionalDeviceGuard guard(mask.device());
   at::DimVector shape(mask.sizes());
   shape.back() = max_num;
-  Tensor indices = at::empty(shape, mask.options().dtype(at::kLong));
-  Tensor counts = at::empty(mask.sizes().slice(0, batch.dims()), indices.options());
+  Tensor indices = allocate(mask, shape, at::kLong);
+  Tensor counts = allocate(mask, mask.sizes().slice(0, batch.dims()), at::kLong);
   if (counts.numel() == 0) return {indices, counts};
 
   const Tensor input = mask.contiguous();
@@ -285,7 +285,7 @@ Tensor scatter_add(const Tensor& values, const Tensor& indices, const OptionalTe
   const c10::OptionalDeviceGuard guard(values.device());
   const at::DimVector shape = shape_with(values, extent, num);
   if (values.numel() == 0) return at::zeros(shape, values.options());
-  Tensor out = at::empty(shape, values.options());
+  Tensor out = allocate(values, shape);
   if (out.numel() == 0) return out;
 
   const RowsArgument input(values, batch, extent);
@@ -307,7 +307,7 @@ Tensor sum(const Tensor& data, const Tensor& sizes, int64_t dim) {
   const at::ScalarType wide = data.is_floating_point() ? half_as_float : at::kLong;
   at::DimVector shape(data.sizes());
   shape.erase(shape.begin() + extent.position);
-  Tensor out = at::empty(shape, data.options().dtype(wide));
+  Tensor out = allocate(data, shape, wide);
   if (out.numel() == 0) return out;
 
   const RowsArgument input(data, batch, extent);

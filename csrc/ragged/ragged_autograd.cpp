@@ -379,6 +379,8 @@ TORCH_LIBRARY_IMPL(raggedbev, Autograd, m) {
   m.impl("ragged_sum", &sum_autograd);
   m.impl("ragged_expand", &expand_autograd);
   m.impl("ragged_pack_", &pack_autograd_);
+  m.impl("ragged_mask_from_indices", torch::CppFunction::makeFallthrough());
+  m.impl("ragged_indices_from_mask", torch::CppFunction::makeFallthrough());
 }
 
 }  // namespace raggedbev::ragged

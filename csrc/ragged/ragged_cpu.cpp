@@ -1,6 +1,7 @@
 // The primitive ragged operators on the CPU that move data as bytes: parallel over rows, rows copied in wide pieces.
 // With RAGGEDBEV_HOST_TWIN=1 in the environment the host twins of the device's kernels run instead.
 #include <algorithm>
+#include <cstring>
 
 #include "common/host_twin.h"
 #include "ragged/ragged.h"
@@ -66,22 +67,44 @@ void gather(const GatherParams& p, Row row, const Index* indices) {
   });
 }
 
+// Slabs of few rows [B, O, N, I]: those below `sizes` are copied from `data`, the others are filler.
+template <typename Row, typename Size>
+void copy_few_rows(Row row, const Rows& data, const Size* sizes, const Pattern& filler, int64_t batch, int64_t outer,
+                   int64_t num_rows, char* to) {
+  parallel(batch * outer, 2 * num_rows * row.bytes, [&](int64_t first, int64_t end) {
+    const Rows from = data;  // what is written to does not alias the copies
+    const Pattern other = filler;
+    char* out = to + first * num_rows * row.bytes;
+    if (outer * num_rows == 1) {
+      for (; first < end; ++first, out += row.bytes) {
+        copy_or_fill(row, out, from.at(first, 0, 0), sizes[first] > 0, other);
+      }
+      return;
+    }
+    for (Slab slab(first, outer); slab.number < end; slab.next()) {
+      const int64_t size = sizes[slab.sample];
+      for (int64_t n = 0; n < num_rows; ++n, out += row.bytes) {
+        copy_or_fill(row, out, from.at(slab.sample, slab.outer, n), n < size, other);
+      }
+    }
+  });
+}
+
 template <typename Row>
 void fill(const FillParams& p, Row row) {
+  if constexpr (Row::kIsWord) {
+    if (p.num_rows <= kFewRows) {
+      return with_indices(p.sizes.values, [&](const auto* sizes) {
+        copy_few_rows(row, p.data, sizes, p.value, p.batch, p.outer, p.num_rows, p.out);
+      });
+    }
+  }
   const Filler filler(p.value);
   const auto no_state = [] { return 0; };
   for_each_slab(p.batch, p.outer, 2 * p.num_rows * p.row_bytes, no_state, [&](const Slab& slab, int) {
     const int64_t size = p.sizes[slab.sample];
     const char* from = p.data.at(slab.sample, slab.outer, 0);
     char* out = p.out + slab.number * p.num_rows * row.bytes;
-    if constexpr (Row::kIsWord) {
-      if (p.num_rows <= kFewRows) {
-        for (int64_t n = 0; n < p.num_rows; ++n) {
-          copy_or_fill(row, out + n * row.bytes, from + n * p.data.row_stride, n < size, filler.pattern);
-        }
-        return;
-      }
-    }
     copy_rows(row, out, from, p.data.row_stride, size);
     fill_rows(row, out + size * row.bytes, p.num_rows - size, filler);
   });
@@ -89,41 +112,53 @@ void fill(const FillParams& p, Row row) {
 
 template <typename Row>
 void expand(const ExpandParams& p, Row row) {
+  if constexpr (Row::kIsWord) {
+    if (p.num_rows <= kFewRows) {
+      const Rows repeated{p.values.data, p.values.sample_stride, p.values.outer_stride, /*row_stride=*/0};
+      return with_indices(p.sizes.values, [&](const auto* sizes) {
+        copy_few_rows(row, repeated, sizes, Pattern{}, p.batch, p.outer, p.num_rows, p.out);
+      });
+    }
+  }
   const Filler zero(Pattern{});
   const auto no_state = [] { return 0; };
   for_each_slab(p.batch, p.outer, p.num_rows * p.row_bytes, no_state, [&](const Slab& slab, int) {
     const int64_t size = p.sizes[slab.sample];
     const char* from = p.values.at(slab.sample, slab.outer, 0);
     char* out = p.out + slab.number * p.num_rows * row.bytes;
-    if constexpr (Row::kIsWord) {
-      if (p.num_rows <= kFewRows) {
-        for (int64_t n = 0; n < p.num_rows; ++n) {
-          copy_or_fill(row, out + n * row.bytes, from, n < size, zero.pattern);
-        }
-        return;
-      }
-    }
     copy_rows(row, out, from, 0, size);
     fill_rows(row, out + size * row.bytes, p.num_rows - size, zero);
   });
 }
 
-// The whole sample first, which moves faster than row by row, then what is written over it.
+constexpr int64_t kCopiedBytes = 8192;  // stay in the fastest cache until they are written over
+
+// Whole samples first, which move faster than row by row, then what is written over them.
 template <typename Row>
 void write(const WriteParams& p, Row row) {
   const Filler filler(p.filler);
-  const auto no_state = [] { return 0; };
-  const int64_t bytes = 2 * p.num_targets * p.row_bytes + 16 * p.writes.targets.num;
-  for_each_slab(p.batch, 1, bytes, no_state, [&](const Slab& slab, int) {
-    char* out = p.out + slab.sample * p.num_targets * row.bytes;
-    if (p.into.data != nullptr) {
-      copy_rows(row, out, p.into.at(slab.sample, 0, 0), p.into.row_stride, p.num_targets);
-    } else {
-      fill_rows(row, out, p.num_targets, filler);
+  const int64_t sample_bytes = p.num_targets * row.bytes;
+  const bool is_adjacent = p.into.row_stride == row.bytes && p.into.sample_stride == sample_bytes;
+  const int64_t block = 1 + kCopiedBytes / sample_bytes;
+  parallel(p.batch, 2 * sample_bytes + 16 * p.writes.targets.num, [&](int64_t sample, int64_t end) {
+    while (sample < end) {
+      const int64_t stop = std::min(end, sample + block), num = stop - sample;
+      char* out = p.out + sample * sample_bytes;
+      if (p.into.data == nullptr) {
+        fill_rows(row, out, num * p.num_targets, filler);
+      } else if (is_adjacent) {
+        std::memcpy(out, p.into.at(sample, 0, 0), num * sample_bytes);
+      } else {
+        for (int64_t i = 0; i < num; ++i) {
+          copy_rows(row, out + i * sample_bytes, p.into.at(sample + i, 0, 0), p.into.row_stride, p.num_targets);
+        }
+      }
+      for (; sample < stop; ++sample, out += sample_bytes) {
+        for_each_write(p.writes, sample, [&](int64_t, int64_t source, int64_t target) {
+          row.copy(out + target * row.bytes, p.source.at(sample, 0, source));
+        });
+      }
     }
-    for_each_write(p.writes, slab.sample, [&](int64_t, int64_t source, int64_t target) {
-      row.copy(out + target * row.bytes, p.source.at(slab.sample, 0, source));
-    });
   });
 }
 

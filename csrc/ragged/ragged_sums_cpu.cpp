@@ -186,6 +186,28 @@ void sum_columns(const char* column, int64_t row_stride, int64_t size, int64_t c
   std::copy_n(sums, count, out);
 }
 
+template <int kCount, typename W>
+W tree_sum(W* sums) {
+  if constexpr (kCount > 1) {
+    constexpr int kHalf = kCount / 2;
+    for (int j = 0; j < kHalf; ++j) sums[j] += sums[kHalf + j];
+    return tree_sum<kHalf>(sums);
+  } else {
+    return sums[0];
+  }
+}
+
+// The same sum of `size` adjacent entries, with all partial sums in registers.
+template <typename T>
+Wide<T> sum_entries(const T* entries, int64_t size) {
+  Wide<T> sums[kPartialSums] = {};
+  for (; size >= kPartialSums; size -= kPartialSums, entries += kPartialSums) {
+    for (int j = 0; j < kPartialSums; ++j) sums[j] += static_cast<Wide<T>>(entries[j]);
+  }
+  for (int64_t j = 0; j < size; ++j) sums[j] += static_cast<Wide<T>>(entries[j]);
+  return tree_sum<kPartialSums>(sums);
+}
+
 template <typename T>
 void sum(const SumParams& p) {
   const int64_t slab_bytes = p.sizes.most * p.inner * static_cast<int64_t>(sizeof(T));
@@ -203,6 +225,10 @@ void sum(const SumParams& p) {
     if (size <= 1) {
       const T* row = reinterpret_cast<const T*>(data);
       for (int64_t i = 0; i < p.inner; ++i) out[i] = size == 1 ? Wide<T>(0) + static_cast<Wide<T>>(row[i]) : Wide<T>(0);
+      return;
+    }
+    if (p.inner == 1 && p.data.row_stride == static_cast<int64_t>(sizeof(T))) {
+      *out = sum_entries(reinterpret_cast<const T*>(data), size);
       return;
     }
     for (int64_t i = 0; i < p.inner; i += kColumnsAtOnce) {
