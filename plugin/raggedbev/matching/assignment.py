@@ -131,24 +131,27 @@ def linear_assignment(
         raise ValueError(f"nonfinite must be one of {_NONFINITE}, got {nonfinite!r}")
     if not cost.dtype.is_floating_point or cost.dim() < 2:
         raise ValueError(f"cost must be a floating-point tensor [..., G, P], got {tuple(cost.shape)} {cost.dtype}")
-    if minima is not None and isinstance(cost, RaggedBatch):
-        raise ValueError("minima belong to a tensor of costs; a RaggedBatch must come without")
-    cost, num_gt = _unwrap(cost, num_gt)
-    lead, (num_rows, num_cols) = cost.shape[:-2], cost.shape[-2:]
-    problems = math.prod(lead)
+    if isinstance(cost, RaggedBatch):
+        if minima is not None:
+            raise ValueError("minima belong to a tensor of costs; a RaggedBatch must come without")
+        cost, num_gt = _of_ragged(cost, num_gt)
+    elif num_gt is not None:
+        num_gt = _broadcast(num_gt, cost)
     if cost.requires_grad:
         cost = cost.detach()
-    if len(lead) != 1:
-        cost = cost.reshape(problems, num_rows, num_cols)
+    lead = None if cost.dim() == 3 else cost.shape[:-2]
+    if lead is not None:
+        problems, own_shape = math.prod(lead), cost.shape[-2:]
+        cost = cost.reshape(problems, *own_shape)
         num_gt = None if num_gt is None else num_gt.reshape(problems)
-        minima = None if minima is None else minima.reshape(problems, num_rows, minima.shape[-1])
+        minima = None if minima is None else minima.reshape(problems, own_shape[0], minima.shape[-1])
     solve = _solve_with_scipy if solver == "scipy" else _solve
     results = solve(cost, num_gt, minima, nonfinite == "last_resort", duals)
-    if len(lead) != 1:
+    if lead is not None:
         results = tuple(result.reshape((*lead, *result.shape[1:])) for result in results[: 5 if duals else 3])
     if check:
         _raise_status(results[2])
-    return LinearAssignmentWithDuals(*results) if duals else LinearAssignment(*results[:3])
+    return LinearAssignmentWithDuals(*results) if duals else LinearAssignment(results[0], results[1], results[2])
 
 
 def check_solver(solver: str) -> None:
@@ -159,33 +162,34 @@ def check_solver(solver: str) -> None:
         raise ValueError("solver='native' needs the compiled operators, and they were not built; 'auto' takes SciPy")
 
 
-def _unwrap(cost: Tensor | RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Cost [..., G, P] and counts [...], if not all are G, from either input form."""
-    if isinstance(cost, RaggedBatch):
-        if num_gt is not None:
-            raise ValueError("num_gt comes with the RaggedBatch; it must not be given as well")
-        if cost.non_uniform_dim < cost.dim() - 2:
-            raise ValueError(
-                f"the ragged dimension must be one of the last two, got {cost.non_uniform_dim} of {cost.dim()}"
-            )
-        by_row = cost.get_non_uniform_dimension_transposed_to(cost.dim() - 2)
-        sizes = cost.sample_sizes
-        sizes = sizes.reshape(*sizes.shape, *[1] * (cost.dim() - 2 - sizes.dim()))
-        return by_row.tensor, sizes.expand(by_row.shape[:-2])
-    if num_gt is None:
-        return cost, None
-    lead = cost.shape[:-2]
+def _of_ragged(cost: RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cost [..., G, P] and counts [...]."""
+    if num_gt is not None:
+        raise ValueError("num_gt comes with the RaggedBatch; it must not be given as well")
+    if cost.non_uniform_dim < cost.dim() - 2:
+        raise ValueError(
+            f"the ragged dimension must be one of the last two, got {cost.non_uniform_dim} of {cost.dim()}"
+        )
+    by_row = cost.get_non_uniform_dimension_transposed_to(cost.dim() - 2)
+    sizes = cost.sample_sizes
+    sizes = sizes.reshape(*sizes.shape, *[1] * (cost.dim() - 2 - sizes.dim()))
+    return by_row.tensor, sizes.expand(by_row.shape[:-2])
+
+
+def _broadcast(num_gt: Tensor, cost: Tensor) -> Tensor:
+    """Counts [...] for cost [..., G, P]."""
     if num_gt.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"num_gt must be int32 or int64, got {num_gt.dtype}")
     if num_gt.device != cost.device:
         raise ValueError(f"num_gt must be on {cost.device} like cost, got {num_gt.device}")
+    lead = cost.shape[:-2]
     if num_gt.shape == lead:
-        return cost, num_gt
+        return num_gt
     if num_gt.dim() > len(lead) or any(
         size not in (1, wanted) for size, wanted in zip(reversed(num_gt.shape), reversed(lead), strict=False)
     ):
         raise ValueError(f"num_gt must be {tuple(lead)} like cost, or broadcast to that, got {tuple(num_gt.shape)}")
-    return cost, num_gt.expand(lead)
+    return num_gt.expand(lead)
 
 
 def _solve_with_scipy(

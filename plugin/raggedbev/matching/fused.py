@@ -110,23 +110,24 @@ def match_cost(
         lead = gt_lead = torch.broadcast_shapes(lead, gt_lead)
 
     def fold(name: str, tensor: Tensor, into: torch.Size, own_dims: int) -> Tensor:
-        """Leading dimensions as one."""
+        """Leading dimensions as one, without views that change nothing: for small batches they take their time."""
         if tensor.device != cls_logits.device:
             raise ValueError(f"{name} must be on {cls_logits.device}, got {tensor.device}")
-        own = tensor.shape[tensor.dim() - own_dims :]
-        try:
-            expanded = tensor.detach().expand((*into, *own))
-        except RuntimeError:
-            raise ValueError(
-                f"{name} must have the leading dimensions {tuple(into)}, got shape {tuple(tensor.shape)}"
-            ) from None
-        return expanded.reshape(math.prod(into), *own)
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        shape = tensor.shape
+        num = len(shape) - own_dims
+        if shape[:num] != into:
+            try:
+                tensor = tensor.expand((*into, *shape[num:]))
+            except RuntimeError:
+                raise ValueError(
+                    f"{name} must have the leading dimensions {tuple(into)}, got shape {tuple(shape)}"
+                ) from None
+        return tensor if len(into) == 1 else tensor.reshape(math.prod(into), *shape[num:])
 
-    def preds(name: str, tensor: Tensor) -> Tensor:
-        return fold(name, tensor.to(dtype), lead, 2)
-
-    def targets(name: str, tensor: Tensor, own_dims: int = 2) -> Tensor:
-        return fold(name, tensor.to(dtype), gt_lead, own_dims)
+    def fold_data(name: str, tensor: Tensor, into: torch.Size, own_dims: int = 2) -> Tensor:
+        return fold(name, tensor if tensor.dtype == dtype else tensor.to(dtype), into, own_dims)
 
     if num_gt is None:
         num_gt = labels.new_full(gt_lead, labels.shape[-1])
@@ -134,14 +135,15 @@ def match_cost(
     if overlap is not None:
         if overlap.iou_mode not in ("iou", "giou"):
             raise ValueError(f"iou_mode must be 'iou' or 'giou', got {overlap.iou_mode!r}")
-        boxes, gt_boxes = preds("overlap.preds", overlap.preds), targets("overlap.targets", overlap.targets)
-        sizes = targets("overlap.image_sizes", overlap.image_sizes, 1)
+        boxes = fold_data("overlap.preds", overlap.preds, lead)
+        gt_boxes = fold_data("overlap.targets", overlap.targets, gt_lead)
+        sizes = fold_data("overlap.image_sizes", overlap.image_sizes, gt_lead, 1)
     cost, minima = _match_cost(
-        preds("cls_logits", cls_logits),
+        fold_data("cls_logits", cls_logits, lead),
         fold("labels", labels, gt_lead, 1),
         fold("num_gt", num_gt, gt_lead, 0),
-        [preds(f"l1[{i}].preds", term.preds) for i, term in enumerate(l1)],
-        [targets(f"l1[{i}].targets", term.targets) for i, term in enumerate(l1)],
+        [fold_data(f"l1[{i}].preds", term.preds, lead) for i, term in enumerate(l1)],
+        [fold_data(f"l1[{i}].targets", term.targets, gt_lead) for i, term in enumerate(l1)],
         [None if term.factors is None else term.factors.to(dtype) for term in l1],
         [float(term.weight) for term in l1],
         boxes,
@@ -156,7 +158,9 @@ def match_cost(
         overlap is not None and overlap.iou_mode == "giou",
         replace_nonfinite,
     )
-    return MatchCost(cost.reshape(*lead, *cost.shape[1:]), minima.reshape(*lead, *minima.shape[1:]))
+    if len(lead) != 1:
+        cost, minima = cost.reshape(*lead, *cost.shape[1:]), minima.reshape(*lead, *minima.shape[1:])
+    return MatchCost(cost, minima)
 
 
 def _common_type(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -251,8 +251,9 @@ class RaggedBatch:
 
     def with_padded_set_to(self, value: float) -> RaggedBatch:
         """A copy whose filler is `value`; the gradient of filler is zero."""
-        tensor, dim = self._tensor, self._non_uniform_dim
-        return self._with(ragged_fill(tensor, self._layout.sample_sizes, value, dim - tensor.dim()))
+        tensor, layout, dim = self._tensor, self._layout, self._non_uniform_dim
+        filled = ragged_fill(tensor, layout.sample_sizes, value, dim - tensor.dim())
+        return self.from_layout(filled, layout, dim)
 
     def set_padded_to(self, value: float) -> RaggedBatch:
         """Write the filler in place; returns self.
