@@ -9,6 +9,7 @@ import torch
 
 from raggedbev.losses import FocalHeadLossConfig, focal_head_loss
 from raggedbev.losses.reference import focal_head_loss_reference
+from raggedbev.losses.terms import BalancedL1, SmoothL1
 from raggedbev.matching import HungarianMatcher2D
 from raggedbev.matching.reference import PerSampleMatcher2D
 
@@ -95,7 +96,13 @@ def test_mean_over_ranks_is_one_call(dtype):
     assert calls == [(1,)]
 
 
-@pytest.mark.parametrize("options", [{"beta": 1.5, "cls_weight": 0.5}, {"centerness_gamma": 3.0, "iou_weight": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beta": 1.5, "cls_weight": 0.5, "bbox": SmoothL1(0.1)},
+        {"centerness_gamma": 3.0, "iou_weight": 0.1, "center": BalancedL1(beta=0.2)},
+    ],
+)
 @pytest.mark.parametrize(
     "matcher", [HungarianMatcher2D(box_format="xyxy"), HungarianMatcher2D(iou_mode="iou", center_weight=0.0)]
 )

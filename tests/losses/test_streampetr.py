@@ -9,6 +9,7 @@ import torch
 
 from raggedbev.losses import DenoisingOutput, GroundTruth3D, StreamPETRLossConfig, streampetr_loss
 from raggedbev.losses.reference import streampetr_loss_reference
+from raggedbev.losses.terms import BalancedL1, SmoothL1
 from raggedbev.matching import ClassCost, HungarianMatcher3D
 from raggedbev.matching.reference import PerSampleMatcher3D
 
@@ -138,7 +139,10 @@ def test_mean_over_ranks(sync, dtype):
     assert calls == [(LAYERS + 1,), (LAYERS + 1,)]
 
 
-@pytest.mark.parametrize("options", [{"match_with_velo": True}, {"dn_weight": 0.5, "bbox_weight": 2.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"match_with_velo": True, "bbox": SmoothL1(0.5)}, {"dn_weight": 0.5, "bbox_weight": 2.0, "bbox": BalancedL1()}],
+)
 @pytest.mark.parametrize("cls_cost", [ClassCost(1.0, "softmax"), ClassCost(3.0, alpha=0.4, gamma=1.5)])
 def test_other_settings(options, cls_cost):
     gt = ground_truth_3d([4, 0, 7], torch.float64)

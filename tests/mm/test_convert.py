@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raggedbev.losses import FocalLossConfig
+from raggedbev.losses.terms import L1, BalancedL1, SmoothL1
 from raggedbev.matching import ClassCost, HungarianMatcher2D, HungarianMatcher3D
 from raggedbev.mm import convert
 
@@ -16,8 +17,13 @@ def test_published_losses():
     assert convert.focal_loss(loss) == FocalLossConfig(2.0, 0.3, 1.5)
     assert convert.focal_loss({"type": "FocalLoss"}) == FocalLossConfig(1.0, 0.25, 2.0)
     assert convert.focal_loss(None) == FocalLossConfig()
-    assert convert.l1_or_giou_weight("loss_bbox", {"type": "mmdet.L1Loss", "loss_weight": 0.25}, "L1Loss", 9.0) == 0.25
-    assert convert.l1_or_giou_weight("loss_bbox", None, "L1Loss", 9.0) == 9.0
+    assert convert.coordinate_loss("loss_bbox", {"type": "mmdet.L1Loss", "loss_weight": 0.25}, 9.0) == (0.25, L1())
+    assert convert.coordinate_loss("loss_bbox", None, 9.0) == (9.0, L1())
+    assert convert.coordinate_loss("loss_bbox", {"type": "SmoothL1Loss", "beta": 0.1}, 9.0) == (1.0, SmoothL1(0.1))
+    balanced = {"type": "mmdet.BalancedL1Loss", "alpha": 0.4, "gamma": 1.0, "beta": 2.0, "loss_weight": 0.5}
+    assert convert.coordinate_loss("loss_bbox", balanced, 9.0) == (0.5, BalancedL1(0.4, 1.0, 2.0))
+    assert convert.giou_weight("loss_iou", {"type": "GIoULoss", "loss_weight": 3.0}, 9.0) == 3.0
+    assert convert.giou_weight("loss_iou", None, 9.0) == 9.0
     quality = {"type": "mmdet.QualityFocalLoss", "use_sigmoid": True, "beta": 1.0, "loss_weight": 3.0}
     assert convert.quality_focal_loss(quality) == {"cls_weight": 3.0, "beta": 1.0}
     assert convert.gaussian_focal_loss({"type": "mmdet.GaussianFocalLoss", "reduction": "mean"}) == {
@@ -53,6 +59,23 @@ def test_published_assigners():
 def test_wrong_losses(loss, message):
     with pytest.raises(ValueError, match=message):
         convert.focal_loss(loss)
+
+
+@pytest.mark.parametrize(
+    "loss, message",
+    [
+        (
+            {"type": "GIoULoss"},
+            "have one of the types L1Loss, SmoothL1Loss, BalancedL1Loss, got GIoULoss",
+        ),
+        ({"type": "L1Loss", "beta": 1.0}, "loss_bbox of type L1Loss does not use 'beta'; it uses loss_weight"),
+        ({"type": "SmoothL1Loss", "beta": 0.0}, "beta of SmoothL1 must be above 0, got 0.0"),
+        ({"type": "BalancedL1Loss", "alpha": -1.0}, "alpha of BalancedL1 must be above 0, got -1.0"),
+    ],
+)
+def test_wrong_coordinate_losses(loss, message):
+    with pytest.raises(ValueError, match=message):
+        convert.coordinate_loss("loss_bbox", loss, 1.0)
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,22 @@ def test_settings_reach_the_loss():
     assert two["loss_bbox"] < one["loss_bbox"]
 
 
+def test_losses_of_coordinates_are_the_configs():
+    """Any of mmdet's; the others of a head have no effect on each other."""
+    gt = truth_3d()
+    outs, smooth = outputs_3d(gt), {"type": "mmdet.SmoothL1Loss", "beta": 2.0, "loss_weight": 0.25}
+    plain = head_3d("Batched").loss(outs, gt)
+    losses = [head_3d(kind, loss_bbox=smooth).loss(outs, gt) for kind in ("PerSample", "Batched")]
+    for key, value in losses[0].items():
+        torch.testing.assert_close(losses[1][key], value, rtol=1e-5, atol=1e-6)
+        assert (value < plain[key]) if "bbox" in key else torch.equal(losses[1][key], plain[key])
+    balanced = {"type": "mmdet.BalancedL1Loss", "loss_weight": 10.0, "beta": 0.1}
+    plain = head_2d("Batched").loss(outputs_2d(), truth_2d(), PAD_SHAPE)
+    for key, changed in (("loss_bbox2d", "enc_loss_bbox"), ("loss_centers2d", "centers2d_losses")):
+        found = head_2d("Batched", **{key: balanced}).loss(outputs_2d(), truth_2d(), PAD_SHAPE)
+        assert [name for name in found if not torch.equal(found[name], plain[name])] == [changed]
+
+
 @pytest.mark.parametrize("kind", ["PerSample", "Batched"])
 def test_nonfinite_predictions_are_counted_and_stay_out_of_checkpoints(kind):
     gt, head = truth_3d(), head_3d(kind)

@@ -48,7 +48,9 @@ HEADS = {
     "DETRHead, focal": {"loss_cls": FOCAL},
     "ConditionalDETRHead": {"loss_cls": FOCAL},
     "ConditionalDETRHead, class weights": {"loss_cls": LISTED},
+    "ConditionalDETRHead, smooth L1": {"loss_cls": FOCAL, "loss_bbox": {"type": "SmoothL1Loss", "beta": 0.3}},
     "DABDETRHead": {"loss_cls": {**FOCAL, "loss_weight": 1.0, "gamma": 1.5, "alpha": 0.3}},
+    "DABDETRHead, balanced L1": {"loss_cls": FOCAL, "loss_bbox": {"type": "BalancedL1Loss", "beta": 0.2, "gamma": 1}},
     "DeformableDETRHead": {"loss_cls": FOCAL, "sync_cls_avg_factor": True},
     "DeformableDETRHead, two stages": {"loss_cls": FOCAL, "sync_cls_avg_factor": True, "as_two_stage": True},
     "DINOHead": {"loss_cls": FOCAL, "sync_cls_avg_factor": True, "as_two_stage": True},
@@ -230,7 +232,7 @@ def test_counts_of_all_layers_are_averaged_at_once(name, monkeypatch):
 
 
 def test_two_ranks():
-    """One all_reduce in place of one or two per layer; one rank has no objects."""
+    """One all_reduce in place of one or two per layer, none in heads without averages; one rank has no objects."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -457,7 +459,11 @@ def test_other_targets_are_refused():
             "CrossEntropyLoss as softmax without ignore_",
         ),
         ({"loss_cls": {**SOFTMAX, "class_weight": [1.0] * 6}}, "class_weight and bg_cls_weight .* must be floats, got"),
-        ({"loss_bbox": {"type": "SmoothL1Loss"}}, "implements loss_bbox of the types L1Loss, got SmoothL1Loss"),
+        (
+            {"loss_bbox": {"type": "MSELoss"}},
+            "implements loss_bbox of the types L1Loss, SmoothL1Loss, BalancedL1Loss, got MSELoss",
+        ),
+        ({"loss_bbox": {"type": "SmoothL1Loss", "beta": 0.0}}, "beta of SmoothL1 must be above 0, got 0.0"),
         ({"loss_iou": {"type": "DIoULoss"}}, "implements loss_iou of the types GIoULoss, got DIoULoss"),
         ({"loss_iou": {"type": "GIoULoss", "reduction": "none"}}, "loss_iou with reduction='mean' only, got 'none'"),
     ],
@@ -527,12 +533,35 @@ def test_wrong_objects():
 
 
 def compare_ranks():
+    """Losses and gradients of both kinds of heads, 2D and 3D; and how often the batched ones ask the other rank."""
     import torch.distributed as dist
+    from mm.test_set_prediction3d_heads import HEADS as HEADS_3D
+    from mm.test_set_prediction3d_heads import case as case_3d
+    from mm.test_set_prediction3d_heads import compare as compare_3d
+    from mm.test_set_prediction3d_heads import run as run_3d
 
     dist.init_process_group("gloo")
-    rank = dist.get_rank()
+    rank, calls, reduce = dist.get_rank(), [], dist.all_reduce
+
+    def counted(*args, **kwargs):
+        calls.append(args[0].shape)
+        return reduce(*args, **kwargs)
+
+    dist.all_reduce = counted
+    sizes = [0, 0] if rank else [4, 7]
     for name in HEADS:
-        compare(name, torch.float64, sizes=[0, 0] if rank else [4, 7], seed=rank)
+        compare(name, torch.float64, sizes=sizes, seed=rank)
+        head = build(name, batched=True)
+        given, preds = case(name, head.cls_out_channels, sizes=sizes, seed=rank)
+        calls.clear()
+        run(head, given, preds)
+        assert len(calls) == 1, f"{name}: {calls}"
+    for name, (stock, _) in HEADS_3D.items():
+        parts = case_3d(name, sizes, seed=rank)
+        compare_3d(*parts)
+        calls.clear()
+        run_3d(*parts[1:])
+        assert len(calls) == stock.averages, f"{name}: {calls}"
     dist.barrier()
     dist.destroy_process_group()
     print("equal", flush=True)
@@ -540,5 +569,5 @@ def compare_ranks():
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    sys.path.insert(0, os.fspath(Path(__file__).parent))
+    sys.path.insert(0, os.fspath(Path(__file__).parents[1]))
     compare_ranks()

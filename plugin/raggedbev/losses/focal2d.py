@@ -6,7 +6,7 @@ per published loss name. Nothing is read from the device (the assigner decides a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from raggedbev.losses.set_prediction import (
     mean_over_ranks,
     widened,
 )
-from raggedbev.losses.terms import AVG_FACTOR_EPS, aligned_iou, gaussian_focal_loss, giou_loss
+from raggedbev.losses.terms import AVG_FACTOR_EPS, L1, CoordinateLoss, aligned_iou, gaussian_focal_loss, giou_loss
 from raggedbev.matching.assignment import LinearAssignment
 from raggedbev.matching.costs import cxcywh_to_xyxy, row_tensor, xyxy_to_cxcywh
 from raggedbev.profiling.stages import stage
@@ -40,13 +40,15 @@ class FocalHeadLossConfig:
         num_classes: C, also the label of background.
         cls_weight: weight of the quality focal loss.
         beta: exponent of the quality focal loss.
-        bbox_weight: weight of the L1 loss of normalised boxes.
+        bbox_weight: weight of the loss of normalised boxes.
         iou_weight: weight of the GIoU loss.
-        center_weight: weight of the L1 loss of normalised centres.
+        center_weight: weight of the loss of normalised centres.
         centerness_weight: weight of the Gaussian focal loss.
         centerness_alpha: focusing exponent of the Gaussian focal loss.
         centerness_gamma: exponent that discounts negatives near a peak.
         stride: pixels per token.
+        bbox: loss of a coordinate of normalised boxes.
+        center: loss of a coordinate of normalised centres.
     """
 
     num_classes: int = 10
@@ -59,6 +61,8 @@ class FocalHeadLossConfig:
     centerness_alpha: float = 2.0
     centerness_gamma: float = 4.0
     stride: int = 16
+    bbox: CoordinateLoss = field(default_factory=L1)
+    center: CoordinateLoss = field(default_factory=L1)
 
 
 def check_predictions(
@@ -172,9 +176,9 @@ def focal_head_sums(
         # Unmatched tokens count only where they are not finite: 0 times a number, or NaN, in losses and gradients.
         corners = cxcywh_to_xyxy(box_preds) * size
         nowhere = giou_loss(corners, torch.zeros_like(corners))  # [I, T]
-        bbox_sum = (boxes - gt_boxes).abs().sum() + (box_preds.abs() * 0).sum()
+        bbox_sum = config.bbox(boxes, gt_boxes).sum() + (box_preds.abs() * 0).sum()
         iou_sum = torch.where(keep, giou_loss(pred_px, target_px), 0.0).sum() + (nowhere * 0).sum()
-        center_sum = (centers - gt_centers).abs().sum() + (center_preds.abs() * 0).sum()
+        center_sum = config.center(centers, gt_centers).sum() + (center_preds.abs() * 0).sum()
         return FocalHeadSums(cls_sum, bbox_sum, iou_sum, center_sum, centerness.sum(), count)
 
 

@@ -182,8 +182,8 @@ def _row_losses(
         loss_cls = config.cls.weight * (focal.sum() / (max(cls_count, 1) + AVG_FACTOR_EPS))
         coded = normalize_box3d(targets)
         finite = coded.isfinite().all(-1)
-        l1 = (box_preds[finite] - coded[finite]).abs() * weights[finite]
-        loss_bbox = config.bbox_weight * (l1.sum() / (max(bbox_count, 1) + AVG_FACTOR_EPS))
+        boxes = config.bbox(box_preds[finite], coded[finite]) * weights[finite]
+        loss_bbox = config.bbox_weight * (boxes.sum() / (max(bbox_count, 1) + AVG_FACTOR_EPS))
         return torch.nan_to_num(loss_cls), torch.nan_to_num(loss_bbox)
 
 
@@ -259,8 +259,8 @@ def focal_head_loss_reference(
         classes = quality_focal_loss(cls_logits, targets.labels, quality, config.beta)
         heatmap = heatmap.flatten(1).unsqueeze(-1)
         centerness = gaussian_focal_loss(centerness_logits, heatmap, config.centerness_alpha, config.centerness_gamma)
-        bbox = (box_preds - targets.boxes).abs() * targets.weights.unsqueeze(-1)
-        center = (center_preds - targets.centers).abs() * targets.weights.unsqueeze(-1)
+        bbox = config.bbox(box_preds, targets.boxes) * targets.weights.unsqueeze(-1)
+        center = config.center(center_preds, targets.centers) * targets.weights.unsqueeze(-1)
         iou = giou_loss(pred_px, target_px) * targets.weights
         return {
             "enc_loss_cls": config.cls_weight * classes.sum() / (max(targets.num_pos, 1) + AVG_FACTOR_EPS),

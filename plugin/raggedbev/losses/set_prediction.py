@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from raggedbev.losses.terms import CoordinateLoss
 from raggedbev.matching.assignment import LinearAssignment
 from raggedbev.ragged.batch import RaggedBatch
 
@@ -21,7 +22,7 @@ __all__ = [
     "class_targets",
     "gather_predictions",
     "gather_targets",
-    "masked_l1_sum",
+    "masked_sum",
     "mean_over_ranks",
     "num_matched",
     "per_layer",
@@ -114,8 +115,10 @@ def gather_predictions(assignment: LinearAssignment, preds: Tensor) -> tuple[Ten
     return preds.gather(-2, index), pred_of_gt >= 0
 
 
-def masked_l1_sum(preds: Tensor, targets: Tensor, keep: Tensor, code_weights: Tensor) -> Tensor:
-    """Weighted L1 loss of the rows in `keep`, summed per layer.
+def masked_sum(
+    preds: Tensor, targets: Tensor, keep: Tensor, loss: CoordinateLoss, code_weights: Tensor | None = None
+) -> Tensor:
+    """Weighted loss of the coordinates of the rows in `keep`, summed per layer.
 
     Rows that do not count are replaced before the subtraction, on both sides: neither their values nor their
     gradients, NaN and infinity included, reach the result.
@@ -124,11 +127,12 @@ def masked_l1_sum(preds: Tensor, targets: Tensor, keep: Tensor, code_weights: Te
         preds: [L, B, K, D].
         targets: [B, K, D] (or [L, B, K, D]).
         keep: [L, B, K] bool.
-        code_weights: [D] factor of each coordinate.
+        loss: of a coordinate.
+        code_weights: [D] factor of each coordinate; none: 1.
 
     Returns:
         [L].
     """
     rows = keep.unsqueeze(-1)
-    difference = torch.where(rows, preds, 0.0) - torch.where(rows, targets, 0.0)
-    return prediction_sum(difference.abs() * code_weights)
+    terms = loss(torch.where(rows, preds, 0.0), torch.where(rows, targets, 0.0))
+    return prediction_sum(terms if code_weights is None else terms * code_weights)

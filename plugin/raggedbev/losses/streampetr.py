@@ -22,13 +22,13 @@ from raggedbev.losses.set_prediction import (
     check_devices,
     class_targets,
     gather_predictions,
-    masked_l1_sum,
+    masked_sum,
     mean_over_ranks,
     num_matched,
     per_layer,
     widened,
 )
-from raggedbev.losses.terms import AVG_FACTOR_EPS
+from raggedbev.losses.terms import AVG_FACTOR_EPS, L1, CoordinateLoss
 from raggedbev.matching.costs import normalize_box3d, row_tensor
 from raggedbev.profiling.stages import stage
 
@@ -62,12 +62,13 @@ class StreamPETRLossConfig:
     Attributes:
         num_classes: C, also the label of background.
         cls: classification loss.
-        bbox_weight: weight of the L1 loss.
+        bbox_weight: weight of the box loss.
         code_weights: [10] factor of each box coordinate in the loss.
         match_costs: [10] factor of each box coordinate in the match cost.
         match_with_velo: whether velocity counts in the match cost (it always counts in the loss).
         sync_cls_avg_factor: whether the classification loss, too, is normalised by the mean count over ranks.
         dn_weight: weight of the denoising losses.
+        bbox: loss of a box coordinate.
     """
 
     num_classes: int = 10
@@ -78,6 +79,7 @@ class StreamPETRLossConfig:
     match_with_velo: bool = False
     sync_cls_avg_factor: bool = False
     dn_weight: float = 1.0
+    bbox: CoordinateLoss = field(default_factory=L1)
 
 
 def layer_keys(name: str, num_layers: int) -> list[str]:
@@ -181,7 +183,7 @@ def streampetr_sums(
         matched_preds, keep = gather_predictions(assignment, box_preds)
     with stage("loss terms"):
         cls_sum = focal_loss_sums(cls_logits, labels, alpha=config.cls.alpha, gamma=config.cls.gamma)
-        bbox_sum = masked_l1_sum(matched_preds, targets, keep & targets.isfinite().all(-1), code_weights)
+        bbox_sum = masked_sum(matched_preds, targets, keep & targets.isfinite().all(-1), config.bbox, code_weights)
         if dn is None or dn.queries.pad == 0:
             return StreamPETRSums(cls_sum, bbox_sum, counts, None, None, 0.0)
         return StreamPETRSums(cls_sum, bbox_sum, counts, *_denoising_sums(dn, config, code_weights), dn.queries.split)
@@ -234,7 +236,7 @@ def _denoising_sums(dn: DenoisingOutput, config: StreamPETRLossConfig, code_weig
     )
     targets = normalize_box3d(queries.known_boxes.to(boxes.dtype))  # [B, P, 10]
     keep = queries.valid & targets.isfinite().all(-1)
-    return cls_sum, masked_l1_sum(boxes, targets, keep.expand(boxes.shape[:-1]), code_weights)
+    return cls_sum, masked_sum(boxes, targets, keep.expand(boxes.shape[:-1]), config.bbox, code_weights)
 
 
 def _named(cls: Tensor, bbox: Tensor, prefix: str) -> dict[str, Tensor]:

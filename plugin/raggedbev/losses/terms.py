@@ -5,18 +5,29 @@ Sums, weights and normalisers are the caller's.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
     "AVG_FACTOR_EPS",
+    "L1",
+    "BalancedL1",
+    "CoordinateLoss",
+    "SmoothL1",
     "aligned_iou",
+    "balanced_l1_loss",
     "gaussian_focal_loss",
     "giou_loss",
+    "l1_loss",
     "one_hot",
     "quality_focal_loss",
     "sigmoid_focal_loss",
+    "smooth_l1_loss",
 ]
 
 AVG_FACTOR_EPS = torch.finfo(torch.float32).eps
@@ -82,6 +93,98 @@ def gaussian_focal_loss(logits: Tensor, heatmap: Tensor, alpha: float = 2.0, gam
     positive = -(prob + eps).log() * (1 - prob).pow(alpha) * (heatmap == 1)
     negative = -(1 - prob + eps).log() * prob.pow(alpha) * (1 - heatmap).pow(gamma)
     return positive + negative
+
+
+def l1_loss(preds: Tensor, targets: Tensor) -> Tensor:
+    """Absolute difference: [...] and [...] -> [...]."""
+    return (preds - targets).abs()
+
+
+def smooth_l1_loss(preds: Tensor, targets: Tensor, beta: float = 1.0) -> Tensor:
+    """Absolute difference, a parabola below `beta` (Girshick 2015, equation 3).
+
+    Args:
+        preds: [...].
+        targets: [...].
+        beta: difference where the parabola ends, above 0.
+
+    Returns:
+        [...].
+    """
+    difference = (preds - targets).abs()
+    small = difference.clamp(max=beta)  # an infinite difference would make the parabola's gradient NaN
+    return torch.where(difference < beta, 0.5 * small * small / beta, difference - 0.5 * beta)
+
+
+def balanced_l1_loss(
+    preds: Tensor, targets: Tensor, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0
+) -> Tensor:
+    """Balanced L1 loss (Pang et al. 2019, equations 7 to 9): small differences weigh more than in smooth L1.
+
+    Args:
+        preds: [...].
+        targets: [...].
+        alpha: weight of small differences, above 0.
+        gamma: slope of large differences.
+        beta: difference from which on the loss is linear, above 0.
+
+    Returns:
+        [...].
+    """
+    difference = (preds - targets).abs()
+    b = math.exp(gamma / alpha) - 1
+    small = difference.clamp(max=beta)  # an infinite difference would make the curve's gradient NaN
+    curve = alpha / b * (b * small + 1) * (b * small / beta + 1).log() - alpha * small
+    return torch.where(difference < beta, curve, gamma * difference + gamma / b - alpha * beta)
+
+
+class CoordinateLoss(Protocol):
+    """Loss of every coordinate of a box, zero where prediction and target are equal."""
+
+    def __call__(self, preds: Tensor, targets: Tensor) -> Tensor:
+        """[..., D] and [..., D] -> [..., D]."""
+
+
+@dataclass(frozen=True)
+class L1:
+    """See `l1_loss`."""
+
+    def __call__(self, preds: Tensor, targets: Tensor) -> Tensor:
+        return l1_loss(preds, targets)
+
+
+@dataclass(frozen=True)
+class SmoothL1:
+    """See `smooth_l1_loss`."""
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("SmoothL1", beta=self.beta)
+
+    def __call__(self, preds: Tensor, targets: Tensor) -> Tensor:
+        return smooth_l1_loss(preds, targets, self.beta)
+
+
+@dataclass(frozen=True)
+class BalancedL1:
+    """See `balanced_l1_loss`."""
+
+    alpha: float = 0.5
+    gamma: float = 1.5
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_positive("BalancedL1", alpha=self.alpha, beta=self.beta)
+
+    def __call__(self, preds: Tensor, targets: Tensor) -> Tensor:
+        return balanced_l1_loss(preds, targets, self.alpha, self.gamma, self.beta)
+
+
+def _check_positive(loss: str, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} of {loss} must be above 0, got {value}")
 
 
 def _area(size: Tensor) -> Tensor:

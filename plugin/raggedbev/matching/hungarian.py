@@ -66,6 +66,10 @@ class HungarianMatcher3D(_Matcher):
     def __post_init__(self) -> None:
         check_solver(self.solver)
 
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Ground truth [..., 9] as the head regresses it [..., 10], see `normalize_box3d`."""
+        return costs.normalize_box3d(boxes)
+
     @torch.no_grad()
     def match_cost(
         self,
@@ -91,7 +95,7 @@ class HungarianMatcher3D(_Matcher):
         Returns:
             [..., G, P], finite.
         """
-        targets = costs.normalize_box3d(gt_boxes.to(box_preds.dtype))
+        targets = self.encode(gt_boxes.to(box_preds.dtype))
         factors = None if code_weights is None else costs.row_tensor(code_weights, box_preds)
         if factors is not None and factors.shape != box_preds.shape[-1:]:
             raise ValueError(f"code_weights must have {box_preds.shape[-1]} entries, got {tuple(factors.shape)}")

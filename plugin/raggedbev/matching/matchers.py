@@ -134,6 +134,10 @@ class BoxCodeMatcher3D(HungarianMatcher3D):
         """Whether NaN and +inf become 100 and -inf becomes -100, as PETR has it; DETR3D and BEVFormer have not."""
         return self.box_code == "petr"
 
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Ground truth [..., 7 or 9] as the head regresses it [..., 8 or 10], see `encode_box3d`."""
+        return encode_box3d(boxes, self.box_code)
+
     @torch.no_grad()
     def match_cost(
         self,
@@ -160,7 +164,7 @@ class BoxCodeMatcher3D(HungarianMatcher3D):
             [..., G, P].
         """
         box_preds = widened(box_preds)
-        targets = encode_box3d(gt_boxes.to(box_preds.dtype), self.box_code)
+        targets = self.encode(gt_boxes.to(box_preds.dtype))
         width = 10 if with_velo else 8
         if min(box_preds.shape[-1], targets.shape[-1]) < width:
             raise ValueError(

@@ -3,7 +3,8 @@ nothing of a user's clashes. A name that a published head insists on is in a sco
 
 Heads are registered as functions that import them when a config first asks for one, and with them the model port,
 `raggedbev.mm.streampetr`; once they are imported, the classes themselves are registered. `BatchedCenterNetHead` is in
-mmdet's registry, where its configs look, and the heads of the DETR family are in both.
+mmdet's registry, where its configs look, and the heads of the DETR family are in both. The heads of PETR, DETR3D and
+BEVFormer are built from the classes that a user's project registers.
 """
 
 from __future__ import annotations
@@ -38,3 +39,19 @@ _register_on_demand("BatchedCenterNetHead", "raggedbev.mm.heads.centernet_head",
 for _registry in (MODELS, MMDET_MODELS):
     for _kind in ("DETR", "ConditionalDETR", "DABDETR", "DeformableDETR", "DINO"):
         _register_on_demand(f"Batched{_kind}Head", "raggedbev.mm.heads.set_prediction", _registry)
+
+
+def _register_project_head(stock: str, average_over_ranks: bool) -> None:
+    """Register 'Batched' + `stock`: the head that a project registers as `stock`, with the batched loss."""
+
+    def build(**config: Any) -> Any:
+        heads = importlib.import_module("raggedbev.mm.heads.set_prediction3d")
+        return heads.build_batched_head(stock, average_over_ranks, config)
+
+    build.__name__ = build.__qualname__ = f"Batched{stock}"
+    MODELS.register_module(name=f"Batched{stock}", module=build)
+
+
+_register_project_head("PETRHead", average_over_ranks=False)
+_register_project_head("DETR3DHead", average_over_ranks=True)
+_register_project_head("BEVFormerHead", average_over_ranks=True)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raggedbev.losses import FocalLossConfig
+from raggedbev.losses.terms import L1, BalancedL1, CoordinateLoss, SmoothL1
 from raggedbev.matching import (
     BoxCodeMatcher3D,
     ClassCost,
@@ -29,9 +30,10 @@ from raggedbev.matching.cost_terms import (
 )
 
 __all__ = [
+    "coordinate_loss",
     "focal_loss",
     "gaussian_focal_loss",
-    "l1_or_giou_weight",
+    "giou_weight",
     "matcher_2d",
     "matcher_3d",
     "quality_focal_loss",
@@ -110,11 +112,27 @@ def focal_loss(config: Config) -> FocalLossConfig:
     return FocalLossConfig(values["loss_weight"], values["alpha"], values["gamma"])
 
 
-def l1_or_giou_weight(name: str, config: Config, kind: str, published: float) -> float:
-    """Weight of 'L1Loss' or 'GIoULoss', whichever `kind` asks for; none: `published`."""
+_COORDINATE_LOSSES: dict[str, tuple[type, dict[str, float]]] = {
+    "L1Loss": (L1, {}),
+    "SmoothL1Loss": (SmoothL1, {"beta": 1.0}),
+    "BalancedL1Loss": (BalancedL1, {"alpha": 0.5, "gamma": 1.5, "beta": 1.0}),
+}
+
+
+def coordinate_loss(name: str, config: Config, published: float) -> tuple[float, CoordinateLoss]:
+    """Weight and loss of box coordinates: 'L1Loss', 'SmoothL1Loss' or 'BalancedL1Loss'; none: L1 times `published`."""
+    if config is None:
+        return published, L1()
+    types = {kind: {"loss_weight": 1.0, **values} for kind, (_, values) in _COORDINATE_LOSSES.items()}
+    kind, values = read_config(name, config, types)
+    return values.pop("loss_weight"), _COORDINATE_LOSSES[kind][0](**values)
+
+
+def giou_weight(name: str, config: Config, published: float) -> float:
+    """Weight of 'GIoULoss'; none: `published`."""
     if config is None:
         return published
-    return read_config(name, config, {kind: {"loss_weight": 1.0}})[1]["loss_weight"]
+    return read_config(name, config, {"GIoULoss": {"loss_weight": 1.0}})[1]["loss_weight"]
 
 
 def quality_focal_loss(config: Config) -> dict[str, float]:

@@ -193,6 +193,10 @@ class BatchedHungarianAssigner3D(_Assigner3D):
             `assign_batch` reports status 2.
     """
 
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Ground truth from the gravity centre on [..., 7 or 9] in `box_code`, which heads regress [..., 8 or 10]."""
+        return self.config.encode(boxes)
+
     def assign_batch(
         self,
         cls_logits: Tensor,

@@ -15,6 +15,7 @@ from raggedbev.mm.heads.set_prediction import (
     BatchedDINOHead,
     BatchedSetPredictionMixin,
 )
+from raggedbev.mm.heads.set_prediction3d import BatchedSetPrediction3DMixin, QuerySet, batched_head
 from raggedbev.mm.heads.streampetr_head import BatchedStreamPETRHead, PerSampleStreamPETRHead
 from raggedbev.mm.heads.transfusion import BatchedTransFusionLoss
 
@@ -28,11 +29,14 @@ __all__ = [
     "BatchedDINOHead",
     "BatchedDeformableDETRHead",
     "BatchedFocalHead",
+    "BatchedSetPrediction3DMixin",
     "BatchedSetPredictionMixin",
     "BatchedStreamPETRHead",
     "BatchedTransFusionLoss",
     "PerSampleFocalHead",
     "PerSampleStreamPETRHead",
+    "QuerySet",
+    "batched_head",
 ]
 
 TASK_UTILS.register_module(module=PerSampleHungarianAssigner2D)

@@ -10,15 +10,15 @@ import torch
 from mmdet3d.models.dense_heads import CenterHead
 from mmdet3d.models.utils import clip_sigmoid
 from mmdet3d.registry import MODELS
-from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.structures import InstanceData
 from torch import Tensor
 
 from raggedbev.heatmap import BevGrid, CenterHeadConfig, center_head_targets
 from raggedbev.matching.costs import row_tensor
 from raggedbev.mm.heads.center_head_losses import count_peaks, regression_loss
+from raggedbev.mm.heads.common import pack_boxes_3d
 from raggedbev.profiling.stages import stage
-from raggedbev.ragged import RaggedBatch, combine_data
+from raggedbev.ragged import RaggedBatch
 
 __all__ = ["BatchedCenterHead", "BatchedCenterTargets", "bev_grid", "pack_ground_truth"]
 
@@ -39,18 +39,7 @@ def bev_grid(train_cfg: Mapping[str, Any]) -> BevGrid:
 def pack_ground_truth(batch_gt_instances_3d: Sequence[InstanceData]) -> tuple[RaggedBatch, RaggedBatch]:
     """Boxes [B, G, 7 or 9], from the gravity centre on, and labels [B, G], on the device of the labels."""
     boxes = [instances.bboxes_3d for instances in batch_gt_instances_3d]
-    labels = [instances.labels_3d for instances in batch_gt_instances_3d]
-    with stage("GT packing"):
-        if all(isinstance(one, LiDARInstance3DBoxes) for one in boxes):
-            packed = combine_data([one.tensor for one in boxes], device=labels[0].device)
-            bottom = packed.tensor
-            middle = bottom[..., 2:3] + bottom[..., 5:6] * 0.5
-            gravity = torch.cat([bottom[..., :2], middle, bottom[..., 3:]], dim=-1)
-            packed = packed.create_with_sample_sizes_like_self(gravity)
-        else:
-            centered = [torch.cat([one.gravity_center, one.tensor[:, 3:]], dim=1) for one in boxes]
-            packed = combine_data(centered, device=labels[0].device)
-        return packed, combine_data(labels, other_with_same_sample_sizes=packed)
+    return pack_boxes_3d(boxes, [instances.labels_3d for instances in batch_gt_instances_3d])
 
 
 class BatchedCenterTargets:

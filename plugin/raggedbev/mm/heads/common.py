@@ -7,13 +7,23 @@ from typing import Any
 
 import torch
 from mmdet3d.registry import TASK_UTILS
+from mmdet3d.structures import BaseInstance3DBoxes, LiDARInstance3DBoxes
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor
 
 from raggedbev.losses import GraphedLoss
-from raggedbev.ragged import Buckets
+from raggedbev.profiling.stages import stage
+from raggedbev.ragged import Buckets, RaggedBatch, combine_data
 
-__all__ = ["LossRunner", "build_assigner", "full_precision", "mean_over_processes", "require_assigner"]
+__all__ = [
+    "LossRunner",
+    "build_assigner",
+    "check_num_layers",
+    "full_precision",
+    "mean_over_processes",
+    "pack_boxes_3d",
+    "require_assigner",
+]
 
 
 def mean_over_processes(counts: Tensor) -> Tensor:
@@ -61,6 +71,47 @@ def require_assigner(head: Any) -> Any:
             f"{type(head).__name__} was built without train_cfg, which names the assigner that its loss needs"
         )
     return head.assigner
+
+
+def check_num_layers(head: Any, num_layers: int) -> None:
+    """Raise a ValueError where a head gives losses for no layer, or for more layers than it has class branches."""
+    branches = getattr(head, "cls_branches", None)
+    most = num_layers if branches is None else len(branches)
+    if not 1 <= num_layers <= most:
+        raise ValueError(
+            f"{type(head).__name__} must have predictions of 1 to {most or 'more'} decoder layers, got {num_layers}"
+        )
+
+
+def pack_boxes_3d(
+    boxes: Sequence[BaseInstance3DBoxes], labels: Sequence[Tensor], width: int | None = None
+) -> tuple[RaggedBatch, RaggedBatch]:
+    """Objects of B samples, on the device of the labels.
+
+    Args:
+        boxes: B times boxes [G].
+        labels: B times [G] int64.
+        width: numbers of a box, for samples without objects, whose boxes may have any.
+
+    Returns:
+        Boxes [B, G, 7 or 9] from the gravity centre on, and labels [B, G].
+    """
+    device = labels[0].device
+
+    def rows(one: Tensor) -> Tensor:
+        return one if width is None or len(one) else one.new_empty((0, width))
+
+    with stage("GT packing"):
+        if all(isinstance(one, LiDARInstance3DBoxes) for one in boxes):
+            packed = combine_data([rows(one.tensor) for one in boxes], device=device)
+            bottom = packed.tensor
+            middle = bottom[..., 2:3] + bottom[..., 5:6] * 0.5
+            gravity = torch.cat([bottom[..., :2], middle, bottom[..., 3:]], dim=-1)
+            packed = packed.create_with_sample_sizes_like_self(gravity)
+        else:
+            centered = [rows(torch.cat([one.gravity_center, one.tensor[:, 3:]], dim=1)) for one in boxes]
+            packed = combine_data(centered, device=device)
+        return packed, combine_data(labels, other_with_same_sample_sizes=packed)
 
 
 class LossRunner:

@@ -43,11 +43,15 @@ class _FocalLoss(NonfiniteCounter, FocalHeadBase):
         loss_centers2d: Mapping | None,
         train_cfg: Mapping | None,
     ) -> None:
+        bbox_weight, bbox = convert.coordinate_loss("loss_bbox2d", loss_bbox2d, published=5.0)
+        center_weight, center = convert.coordinate_loss("loss_centers2d", loss_centers2d, published=10.0)
         self.loss_config = FocalHeadLossConfig(
             num_classes=self.num_classes,
-            bbox_weight=convert.l1_or_giou_weight("loss_bbox2d", loss_bbox2d, "L1Loss", published=5.0),
-            iou_weight=convert.l1_or_giou_weight("loss_iou2d", loss_iou2d, "GIoULoss", published=2.0),
-            center_weight=convert.l1_or_giou_weight("loss_centers2d", loss_centers2d, "L1Loss", published=10.0),
+            bbox_weight=bbox_weight,
+            iou_weight=convert.giou_weight("loss_iou2d", loss_iou2d, published=2.0),
+            center_weight=center_weight,
+            bbox=bbox,
+            center=center,
             stride=self.stride,
             **convert.quality_focal_loss(loss_cls2d),
             **convert.gaussian_focal_loss(loss_centerness),

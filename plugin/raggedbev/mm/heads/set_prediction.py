@@ -1,7 +1,7 @@
 """mmdet's DETR-like heads with the loss of all layers and images at once.
 
 A stock head computes its loss layer by layer and image by image; the mixin replaces that, and nothing else: layers,
-state dict, predictions and configs stay. `set_prediction_loss` has the loss itself.
+state dict, predictions and configs stay. `raggedbev.losses.detr` has the loss itself.
 """
 
 from __future__ import annotations
@@ -18,25 +18,17 @@ from mmdet.models.dense_heads import (
     DETRHead,
     DINOHead,
 )
-from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, L1Loss, QualityFocalLoss
+from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss, QualityFocalLoss
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet3d.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from raggedbev.losses.detr import SetLosses, SetPrediction, denoising_assignment, set_losses
 from raggedbev.losses.set_prediction import widened
 from raggedbev.matching.costs import cxcywh_to_xyxy, xyxy_to_cxcywh
-from raggedbev.mm.heads.common import full_precision, mean_over_processes
-from raggedbev.mm.heads.set_prediction_loss import (
-    ClassLoss,
-    CrossEntropy,
-    Focal,
-    QualityFocal,
-    SetLosses,
-    SetPrediction,
-    denoising_assignment,
-    set_losses,
-)
+from raggedbev.mm.heads.common import check_num_layers, full_precision, mean_over_processes
+from raggedbev.mm.heads.loss_modules import check_module, class_loss, class_weight, coordinate_loss
 from raggedbev.profiling.stages import stage
 from raggedbev.ragged import RaggedBatch, combine_data
 
@@ -72,7 +64,8 @@ class BatchedSetPredictionMixin:
 
     The head may derive from `DETRHead`, `DeformableDETRHead` or `DINOHead` of mmdet and change everything but what the
     mixin replaces, the methods from `loss_by_feat` down to the targets. Its losses must be `FocalLoss`,
-    `CrossEntropyLoss` (softmax) or `QualityFocalLoss`; `L1Loss`; `GIoULoss`. Its assigner needs `assign_batch`.
+    `CrossEntropyLoss` (softmax) or `QualityFocalLoss`; `L1Loss`, `SmoothL1Loss` or `BalancedL1Loss`; `GIoULoss`. Its
+    assigner needs `assign_batch`. Heads of 3D boxes take `BatchedSetPrediction3DMixin`.
 
     Raises:
         ValueError: when it is built, if one of these does not hold.
@@ -93,7 +86,7 @@ class BatchedSetPredictionMixin:
                 f"{name} needs an assigner with assign_batch, got {type(assigner).__name__}; "
                 "use BatchedHungarianAssigner"
             )
-        weights = _class_weight(name, self.loss_cls, self.cls_out_channels)
+        weights = class_weight(name, self.loss_cls, self.cls_out_channels)
         self.register_buffer("_class_weight", weights, persistent=False)
         self._set_losses()
 
@@ -123,12 +116,12 @@ class BatchedSetPredictionMixin:
         self._check_predictions("all_layers", logits, boxes, num_dims=4)
         with full_precision(logits):
             truth = _Truth(logits, boxes, given["batch_gt_instances"], given["batch_img_metas"])
-            sets = {"": (widened(logits), widened(boxes), truth.labels)}
+            sets = {"{}": (widened(logits), widened(boxes), truth.labels)}
             if given.get("enc_cls_scores") is not None:
-                sets["enc_"] = self._proposals(given["enc_cls_scores"], given["enc_bbox_preds"], truth)
+                sets["enc_{}"] = self._proposals(given["enc_cls_scores"], given["enc_bbox_preds"], truth)
             dn_meta = given.get("dn_meta")
             denoising = {} if dn_meta is None else self._split_denoising(sets, dn_meta, truth)
-            parts = {prefix: self._matched(*part, truth) for prefix, part in sets.items()}
+            parts = {pattern: self._matched(*part, truth) for pattern, part in sets.items()}
             with stage("loss terms"):
                 return set_losses(parts | denoising, self._set_losses(), mean_over_processes)
 
@@ -148,17 +141,17 @@ class BatchedSetPredictionMixin:
         corners = cxcywh_to_xyxy(boxes.detach()) * truth.box_scale
         assignment = self.assigner.assign_batch(logits.detach(), corners, truth.boxes, labels, truth.image_shape)
         background = (assignment.gt_of_pred < 0).flatten(1).sum(1)
-        return SetPrediction(logits, boxes, labels, truth.box_targets, truth.box_scale, assignment, background)
+        return SetPrediction(logits, boxes, labels, truth.box_targets, assignment, background, truth.box_scale)
 
     def _split_denoising(
         self, sets: dict[str, tuple[Tensor, Tensor, RaggedBatch]], dn_meta: Mapping[str, int], truth: _Truth
     ) -> dict[str, SetPrediction]:
-        """Takes the denoising queries out of `sets['']`, and gives them with the objects they were made from.
+        """Takes the denoising queries out of `sets['{}']`, and gives them with the objects they were made from.
 
         Per group there are twice as many queries as objects of the fullest image: noised objects first, then
         negatives, of which the class normaliser counts one per object.
         """
-        logits, boxes, labels = sets[""]
+        logits, boxes, labels = sets["{}"]
         total, groups = dn_meta["num_denoising_queries"], dn_meta["num_denoising_groups"]
         size, most = total // max(groups, 1), truth.labels.max_sample_size
         if not 0 <= total <= logits.shape[2] or groups < 1 or size * groups != total or size < most:
@@ -166,18 +159,18 @@ class BatchedSetPredictionMixin:
                 f"dn_meta must have groups of equal size for up to {most} objects within {logits.shape[2]} queries, "
                 f"got num_denoising_queries={total} and num_denoising_groups={groups}"
             )
-        sets[""] = (logits[:, :, total:], boxes[:, :, total:], labels)
+        sets["{}"] = (logits[:, :, total:], boxes[:, :, total:], labels)
         noisy = [part[:, :, :total].unflatten(2, (groups, size)) for part in (logits, boxes)]
         assignment = denoising_assignment(labels.sample_sizes, most, size, groups, len(logits))
         part = SetPrediction(
             *noisy,
             labels.unsqueeze_batch_dim(1),
             truth.box_targets.unsqueeze(1),
-            truth.box_scale.unsqueeze(1),
             assignment,
             (assignment.gt_of_pred >= 0).flatten(1).sum(1),
+            truth.box_scale.unsqueeze(1),
         )
-        return {"dn_": part}
+        return {"dn_{}": part}
 
     def _set_losses(self) -> SetLosses:
         """Settings of the loss, from the head's own loss modules.
@@ -186,15 +179,15 @@ class BatchedSetPredictionMixin:
             ValueError: a loss that is not implemented.
         """
         name = type(self).__name__
-        _check_module(name, "loss_bbox", self.loss_bbox, L1Loss)
-        _check_module(name, "loss_iou", self.loss_iou, GIoULoss)
+        check_module(name, "loss_iou", self.loss_iou, GIoULoss)
         return SetLosses(
-            cls=_class_loss(name, self.loss_cls, self._class_weight),
+            cls=class_loss(name, self.loss_cls, self._class_weight, (FocalLoss, CrossEntropyLoss, QualityFocalLoss)),
             cls_weight=self.loss_cls.loss_weight,
             bbox_weight=self.loss_bbox.loss_weight,
+            num_classes=self.num_classes,
+            bbox=coordinate_loss(name, "loss_bbox", self.loss_bbox),
             iou_weight=self.loss_iou.loss_weight,
             iou_eps=self.loss_iou.eps,
-            num_classes=self.num_classes,
             background_weight=self.bg_cls_weight,
             sync_cls_avg_factor=self.sync_cls_avg_factor,
         )
@@ -208,6 +201,8 @@ class BatchedSetPredictionMixin:
                 f"{kind}_cls_scores must be [{dims}, {self.cls_out_channels}] and {kind}_bbox_preds [{dims}, 4], got "
                 f"{tuple(logits.shape)} and {tuple(boxes.shape)}"
             )
+        if num_dims == 4:
+            check_num_layers(self, len(logits))
 
 
 class _Truth:
@@ -264,7 +259,10 @@ def _check_methods(head: type) -> None:
     position = head.__mro__.index(BatchedSetPredictionMixin)
     behind = head.__mro__[position + 1 :]
     if not any(base in _STOCK for base in behind):
-        raise ValueError(f"{head.__name__} must name the mixin in front of a head that derives from mmdet's DETRHead")
+        raise ValueError(
+            f"{head.__name__} must name the mixin in front of a head that derives from mmdet's DETRHead; heads of 3D "
+            "boxes take BatchedSetPrediction3DMixin"
+        )
     for base in (*head.__mro__[:position], *behind):
         names = _REPLACED if base in behind else _REPLACED[1:]
         changed = [name for name in names if name in vars(base) and base not in _STOCK]
@@ -273,41 +271,6 @@ def _check_methods(head: type) -> None:
                 f"{head.__name__} cannot batch the loss: {base.__name__} has its own {changed[0]}, and the mixin "
                 "replaces those of DETRHead, DeformableDETRHead and DINOHead"
             )
-
-
-def _check_module(head: str, key: str, module: Any, *kinds: type) -> None:
-    if type(module) not in kinds:
-        names = ", ".join(kind.__name__ for kind in kinds)
-        raise ValueError(f"{head} implements {key} of the types {names}, got {type(module).__name__}")
-    if module.reduction != "mean":
-        raise ValueError(f"{head} implements {key} with reduction='mean' only, got {module.reduction!r}")
-
-
-def _class_weight(head: str, module: Any, num_channels: int) -> Tensor | None:
-    """Class weights [C] of a cross entropy; None for other losses, and without weights."""
-    weights = getattr(module, "class_weight", None) if isinstance(module, CrossEntropyLoss) else None
-    if weights is None:
-        return None
-    weights = torch.as_tensor(weights)
-    if weights.shape != (num_channels,):
-        raise ValueError(
-            f"class_weight of {head} must have one number for each of the {num_channels} classes with background, got "
-            f"shape {tuple(weights.shape)}"
-        )
-    return weights
-
-
-def _class_loss(head: str, module: Any, class_weight: Tensor | None) -> ClassLoss:
-    _check_module(head, "loss_cls", module, FocalLoss, CrossEntropyLoss, QualityFocalLoss)
-    if isinstance(module, CrossEntropyLoss):
-        if module.use_sigmoid or module.use_mask or module.ignore_index is not None:
-            raise ValueError(f"{head} implements CrossEntropyLoss as softmax without ignore_index only")
-        return CrossEntropy(class_weight)
-    if module.activated or not module.use_sigmoid:
-        raise ValueError(f"{head} implements {type(module).__name__} of logits with use_sigmoid=True only")
-    if isinstance(module, QualityFocalLoss):
-        return QualityFocal(module.beta)
-    return Focal(module.alpha, module.gamma)
 
 
 def _register(head: type) -> type:

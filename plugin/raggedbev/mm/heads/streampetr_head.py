@@ -35,7 +35,7 @@ class _StreamPETRLoss(NonfiniteCounter, StreamPETRHeadBase):
 
     def _build_loss(self, loss_cls: Mapping | None, loss_bbox: Mapping | None, train_cfg: Mapping | None) -> None:
         self._cls = convert.focal_loss(loss_cls)
-        self._bbox_weight = convert.l1_or_giou_weight("loss_bbox", loss_bbox, "L1Loss", published=0.25)
+        self._bbox_weight, self._bbox = convert.coordinate_loss("loss_bbox", loss_bbox, published=0.25)
         self.assigner = build_assigner(type(self).__name__, train_cfg, self.batched, "BatchedHungarianAssigner3D")
 
     def loss_config(self) -> StreamPETRLossConfig:
@@ -44,6 +44,7 @@ class _StreamPETRLoss(NonfiniteCounter, StreamPETRHeadBase):
             num_classes=self.num_classes,
             cls=self._cls,
             bbox_weight=self._bbox_weight,
+            bbox=self._bbox,
             code_weights=self.code_weights,
             match_costs=self.match_costs,
             match_with_velo=self.match_with_velo,

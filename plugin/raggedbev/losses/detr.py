@@ -1,14 +1,14 @@
-"""The loss of DETR-like 2D detectors: decoder layers, encoder proposals and denoising queries in, named losses out.
+"""The loss of DETR-like detectors, 2D and 3D: decoder layers, encoder proposals and other queries in, losses out.
 
-In: kinds of predictions, each with the assignment of all its layers and images. Out: one scalar tensor per key that
-mmdet's heads give. Nothing is read from the device.
+In: kinds of predictions, each with the assignment of all its layers and samples. Out: one scalar tensor per key that
+the published heads give. Nothing is read from the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,14 +20,16 @@ from raggedbev.losses.set_prediction import (
     class_targets,
     gather_predictions,
     gather_targets,
+    masked_sum,
     mean_over_ranks,
     num_matched,
+    per_layer,
     prediction_sum,
 )
-from raggedbev.losses.terms import AVG_FACTOR_EPS, aligned_iou, giou_loss
-from raggedbev.matching import LinearAssignment
+from raggedbev.losses.terms import AVG_FACTOR_EPS, L1, CoordinateLoss, aligned_iou, giou_loss
+from raggedbev.matching.assignment import LinearAssignment
 from raggedbev.matching.costs import cxcywh_to_xyxy
-from raggedbev.ragged import RaggedBatch
+from raggedbev.ragged.batch import RaggedBatch
 
 __all__ = [
     "ClassLoss",
@@ -94,54 +96,63 @@ class CrossEntropy:
         return prediction_sum(losses.reshape(labels.shape))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SetLosses:
     """Settings of `set_losses`.
 
     Attributes:
         cls: class loss.
         cls_weight: factor of the class loss.
-        bbox_weight: factor of the L1 loss of boxes in units of the image.
-        iou_weight: factor of the GIoU loss.
-        iou_eps: lower bound of union and enclosing area of the GIoU loss, in square pixels.
+        bbox_weight: factor of the loss of box coordinates.
         num_classes: the label of background.
+        bbox: loss of a box coordinate.
+        code_weights: [D] factor of each box coordinate; none: 1.
+        iou_weight: factor of the GIoU loss; none: there is no such loss.
+        iou_eps: lower bound of union and enclosing area of the GIoU loss, in square pixels.
         background_weight: what a background prediction counts in the normaliser of the class loss; an object counts 1.
         sync_cls_avg_factor: whether that normaliser is averaged over ranks.
+        replace_nonfinite: whether objects whose box is not finite are classified only, a loss that is NaN becomes 0,
+            and an infinite one the largest finite number.
     """
 
     cls: ClassLoss
     cls_weight: float
     bbox_weight: float
-    iou_weight: float
-    iou_eps: float
     num_classes: int
+    bbox: CoordinateLoss = field(default_factory=L1)
+    code_weights: Tensor | None = None
+    iou_weight: float | None = None
+    iou_eps: float = 1e-6
     background_weight: float = 0.0
     sync_cls_avg_factor: bool = False
+    replace_nonfinite: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class SetPrediction:
     """Predictions of L layers with their assignment.
 
-    *S are the problems of a layer: [B] images, or [B, groups] of denoising queries.
+    *S are the problems of a layer: [B] samples, or [B, groups] of denoising queries.
 
     Attributes:
         logits: [L, *S, P, C].
-        boxes: [L, *S, P, 4] centre and size in units of the image.
+        boxes: [L, *S, P, D] coded boxes; with `image_size`, centre and size in units of the image.
         gt_labels: [*S, G] int64 (dimensions of size 1 broadcast).
-        gt_boxes: [*S, G, 4] centre and size in units of the image (dimensions of size 1 broadcast).
-        image_size: [*S, 1, 4] width, height, width, height in pixels (dimensions of size 1 broadcast).
+        gt_boxes: [*S, G, D] coded as `boxes` (dimensions of size 1 broadcast).
         assignment: of predictions [L, *S, P] and objects [L, *S, G].
         num_negatives: background predictions per layer [L] that the class normaliser counts.
+        image_size: [*S, 1, 4] width, height, width, height in pixels (dimensions of size 1 broadcast); none: no images.
+        groups: L counts groups of queries, this many for each decoder layer; a layer's loss is the mean of its groups.
     """
 
     logits: Tensor
     boxes: Tensor
     gt_labels: RaggedBatch
     gt_boxes: Tensor
-    image_size: Tensor
     assignment: LinearAssignment
     num_negatives: Tensor
+    image_size: Tensor | None = None
+    groups: int = 1
 
 
 def denoising_assignment(
@@ -179,13 +190,13 @@ def set_losses(
     layer are NaN.
 
     Args:
-        sets: kinds of predictions by the prefix of their keys, for instance '' and 'enc_'.
+        sets: kinds of predictions by the pattern of their keys, for instance '{}' and 'enc_{}'.
         config: weights and settings.
         reduce_mean: mean over ranks, called once; none: one rank.
 
     Returns:
-        Scalar tensors '{prefix}loss_cls', '{prefix}loss_bbox', '{prefix}loss_iou' of each kind's last layer, then
-        those of the other layers as 'd{layer}.{prefix}loss_...'.
+        Scalar tensors 'loss_cls', 'loss_bbox' and, with images, 'loss_iou' of each kind's last layer, put into the
+        pattern; then those of the other layers with 'd{layer}.' in front.
     """
     parts = list(sets.values())
     dtype = parts[0].logits.dtype
@@ -201,16 +212,14 @@ def set_losses(
         means, cls_means = mean_over_ranks(torch.stack([counts, cls_counts]), reduce_mean).unbind()
     lengths = [len(positive) for positive in positives]
     losses: dict[str, Tensor] = {}
-    for (prefix, part), own, own_cls in zip(
+    for (pattern, part), own, own_cls in zip(
         sets.items(), _normaliser(means).split(lengths), _normaliser(cls_means).split(lengths), strict=True
     ):
-        cls_sum, bbox_sum, iou_sum = _sums(part, config)
-        columns = {
-            "loss_cls": cls_sum / own_cls * config.cls_weight,
-            "loss_bbox": bbox_sum / own * config.bbox_weight,
-            "loss_iou": iou_sum / own * config.iou_weight,
-        }
-        losses |= _named(columns, prefix, len(own))
+        pairs, solved = _pairs(part), _one_where_solved(part)
+        columns = {"loss_cls": _finite(_class_sum(part, pairs, config) / own_cls * config.cls_weight, config)}
+        for name, (total, weight) in _box_sums(part, pairs, config).items():
+            columns[name] = _finite(total / own * weight, config) * solved
+        losses |= _named({name: _layer_means(values, part.groups) for name, values in columns.items()}, pattern)
     return losses
 
 
@@ -218,28 +227,65 @@ def _normaliser(counts: Tensor) -> Tensor:
     return counts.clamp(min=1) + AVG_FACTOR_EPS
 
 
-def _sums(part: SetPrediction, config: SetLosses) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of class, L1 and GIoU losses [L]."""
+def _finite(losses: Tensor, config: SetLosses) -> Tensor:
+    return torch.nan_to_num(losses) if config.replace_nonfinite else losses
+
+
+def _layer_means(losses: Tensor, groups: int) -> Tensor:
+    return losses if groups == 1 else losses.unflatten(0, (-1, groups)).mean(1)
+
+
+def _one_where_solved(part: SetPrediction) -> Tensor:
+    """1 for each layer [L]; NaN where one of its assignments could not be solved."""
+    unsolved = (part.assignment.status != 0).flatten(1).any(1)
+    return torch.where(unsolved, torch.nan, 1.0).to(part.boxes.dtype)
+
+
+class _Pairs(NamedTuple):
+    """Objects with their predictions; rows without one are zero on both sides.
+
+    Attributes:
+        keep: [L, *S, G] bool, whether an object has a prediction.
+        boxes: [L, *S, G, D] predicted.
+        targets: [L, *S, G, D].
+    """
+
+    keep: Tensor
+    boxes: Tensor
+    targets: Tensor
+
+
+def _pairs(part: SetPrediction) -> _Pairs:
     found, keep = gather_predictions(part.assignment, part.boxes)
     rows = keep.unsqueeze(-1)
-    boxes, targets = torch.where(rows, found, 0.0), torch.where(rows, part.gt_boxes, 0.0)  # [L, *S, G, 4]
-    corners, target_corners = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets)
-    giou = giou_loss(corners * part.image_size, target_corners * part.image_size, config.iou_eps)
-    unsolved = (part.assignment.status != 0).flatten(1).any(1)
-    factor = torch.where(unsolved, torch.nan, 1.0).to(boxes.dtype)
-    bbox_sum = prediction_sum((boxes - targets).abs()) * factor
-    iou_sum = prediction_sum(torch.where(keep, giou, 0.0)) * factor
+    return _Pairs(keep, torch.where(rows, found, 0.0), torch.where(rows, part.gt_boxes, 0.0))
+
+
+def _class_sum(part: SetPrediction, pairs: _Pairs, config: SetLosses) -> Tensor:
+    """Sums of the class loss [L]."""
     labels, quality = class_targets(part.assignment, part.gt_labels, config.num_classes), None
     if config.cls.needs_quality:
-        overlap = aligned_iou(corners.detach(), target_corners)
+        overlap = aligned_iou(cxcywh_to_xyxy(pairs.boxes.detach()), cxcywh_to_xyxy(pairs.targets))
         quality = gather_targets(part.assignment, overlap.unsqueeze(-1)).squeeze(-1)
-    return config.cls(part.logits, labels, quality), bbox_sum, iou_sum
+    return config.cls(part.logits, labels, quality)
 
 
-def _named(columns: Mapping[str, Tensor], prefix: str, num_layers: int) -> dict[str, Tensor]:
+def _box_sums(part: SetPrediction, pairs: _Pairs, config: SetLosses) -> dict[str, tuple[Tensor, float]]:
+    """Sums of the losses of boxes [L], and their factors."""
+    regressed = pairs.keep & pairs.targets.isfinite().all(-1) if config.replace_nonfinite else pairs.keep
+    coordinates = masked_sum(pairs.boxes, pairs.targets, regressed, config.bbox, config.code_weights)
+    sums = {"loss_bbox": (coordinates, config.bbox_weight)}
+    if part.image_size is not None and config.iou_weight is not None:
+        corners, targets = (cxcywh_to_xyxy(boxes) * part.image_size for boxes in (pairs.boxes, pairs.targets))
+        giou = giou_loss(corners, targets, config.iou_eps)
+        sums["loss_iou"] = (prediction_sum(torch.where(pairs.keep, giou, 0.0)), config.iou_weight)
+    return sums
+
+
+def _named(columns: Mapping[str, Tensor], pattern: str) -> dict[str, Tensor]:
     """Losses [L] under mmdet's keys, the last layer's first."""
-    values = {name: column.unbind() for name, column in columns.items()}
-    named = {f"{prefix}{name}": layers[-1] for name, layers in values.items()}
-    for layer in range(num_layers - 1):
-        named |= {f"d{layer}.{prefix}{name}": layers[layer] for name, layers in values.items()}
+    values = {pattern.format(name): per_layer(column) for name, column in columns.items()}
+    named = {name: layers[-1] for name, layers in values.items()}
+    for layer in range(len(next(iter(values.values()))) - 1):
+        named |= {f"d{layer}.{name}": layers[layer] for name, layers in values.items()}
     return named
