@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from raggedbev import combine_data
 from raggedbev.losses.class_loss import focal_loss_sums
-from raggedbev.losses.set_prediction import class_targets, gather_targets, masked_l1_sum, num_matched
-from raggedbev.losses.terms import sigmoid_focal_loss
+from raggedbev.losses.set_prediction import class_targets, gather_targets, masked_sum, num_matched
+from raggedbev.losses.terms import l1_loss, sigmoid_focal_loss
 from raggedbev.matching.box_codes import encode_box3d
 from raggedbev.matching.costs import focal_loss_cost
 from raggedbev.mm.assigners.result import assign_result
@@ -137,5 +137,5 @@ class BatchedPETRStyleHead(PETRStyleHead):
         matched = found.gt_of_pred >= 0  # [L, B, Q]
         num_pos = num_matched(found).clamp(min=1)  # [L]
         classes = focal_loss_sums(logits, class_targets(found, labels, self.num_classes))
-        regression = masked_l1_sum(boxes, targets, matched, self.code_weights)
+        regression = masked_sum(boxes, targets, matched, l1_loss, self.code_weights)
         return self.named(CLASS_WEIGHT * classes / num_pos, BOX_WEIGHT * regression / num_pos)
