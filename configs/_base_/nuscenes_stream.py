@@ -1,5 +1,7 @@
 # nuScenes as video: frames in temporal order for training (streaming sampler) and testing (contiguous shards).
-# A config sets: data_root, version, img_scale of ida_aug_conf. Images stay uint8 until the data preprocessor.
+# A config sets: data_root, version, img_scale of ida_aug_conf. Images stay uint8 until the data preprocessor. Training
+# decodes JPEG at 1/2, 1/4 or 1/8 where that is as large as the scaled image; tests decode at full size. The published
+# pixels come from LoadMultiViewImages and StreamPETRResizeCropFlip.
 dataset_type = "StreamNuScenesDataset"
 data_root = "data/nuscenes/"
 version = "v1.0-trainval"
@@ -38,17 +40,17 @@ ida_aug_conf = dict(
 )
 
 train_pipeline = [
-    dict(type="LoadMultiViewImages"),
+    dict(type="LoadMultiViewImageTurbo", color_type="color", defer=True),
     dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True),
     dict(type="StreamPETRLoadCamInstances"),
     dict(type="StreamPETRRangeFilter", point_cloud_range=point_cloud_range),
-    dict(type="StreamPETRResizeCropFlip", ida_aug_conf=ida_aug_conf, training=True),
+    dict(type="StreamPETRResizeCropFlipTurbo", ida_aug_conf=ida_aug_conf, training=True),
     dict(type="StreamPETRGlobalRotScale", rot_range=(-0.3925, 0.3925), scale_ratio_range=(0.95, 1.05)),
     dict(type="PackStreamPETRInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadMultiViewImages"),
-    dict(type="StreamPETRResizeCropFlip", ida_aug_conf=ida_aug_conf, training=False),
+    dict(type="LoadMultiViewImageTurbo", color_type="color", defer=True),
+    dict(type="StreamPETRResizeCropFlipTurbo", ida_aug_conf=ida_aug_conf, training=False, scaled_decoding=False),
     dict(type="PackStreamPETRInputs"),
 ]
 

@@ -18,16 +18,16 @@ ida_aug_conf = dict(
     rand_flip=False,
 )
 train_pipeline = [
-    dict(type="LoadMultiViewImages"),
+    dict(type="LoadMultiViewImageTurbo", color_type="color", defer=True),
     dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True),
     dict(type="StreamPETRLoadCamInstances"),
     dict(type="StreamPETRRangeFilter", point_cloud_range={{_base_.point_cloud_range}}),
-    dict(type="StreamPETRResizeCropFlip", ida_aug_conf=ida_aug_conf, training=False),
+    dict(type="StreamPETRResizeCropFlipTurbo", ida_aug_conf=ida_aug_conf, training=False, scaled_decoding=False),
     dict(type="PackStreamPETRInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadMultiViewImages"),
-    dict(type="StreamPETRResizeCropFlip", ida_aug_conf=ida_aug_conf, training=False),
+    dict(type="LoadMultiViewImageTurbo", color_type="color", defer=True),
+    dict(type="StreamPETRResizeCropFlipTurbo", ida_aug_conf=ida_aug_conf, training=False, scaled_decoding=False),
     dict(type="PackStreamPETRInputs"),
 ]
 

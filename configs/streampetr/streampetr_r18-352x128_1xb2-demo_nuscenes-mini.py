@@ -16,17 +16,17 @@ ida_aug_conf = dict(
     rand_flip=True,
 )
 train_pipeline = [
-    dict(type="LoadMultiViewImages"),
+    dict(type="LoadMultiViewImageTurbo", color_type="color", defer=True),
     dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True),
     dict(type="StreamPETRLoadCamInstances"),
     dict(type="StreamPETRRangeFilter", point_cloud_range={{_base_.point_cloud_range}}),
-    dict(type="StreamPETRResizeCropFlip", ida_aug_conf=ida_aug_conf, training=True),
+    dict(type="StreamPETRResizeCropFlipTurbo", ida_aug_conf=ida_aug_conf, training=True),
     dict(type="StreamPETRGlobalRotScale", rot_range=(-0.3925, 0.3925), scale_ratio_range=(0.95, 1.05)),
     dict(type="PackStreamPETRInputs"),
 ]
 test_pipeline = [
-    dict(type="LoadMultiViewImages"),
-    dict(type="StreamPETRResizeCropFlip", ida_aug_conf=ida_aug_conf, training=False),
+    dict(type="LoadMultiViewImageTurbo", color_type="color", defer=True),
+    dict(type="StreamPETRResizeCropFlipTurbo", ida_aug_conf=ida_aug_conf, training=False, scaled_decoding=False),
     dict(type="PackStreamPETRInputs"),
 ]
 

@@ -42,7 +42,7 @@ def _shrink(config, data_root):
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.data_root = f"{data_root}/"
         for transform in loader.dataset.pipeline:
-            if transform.type == "StreamPETRResizeCropFlip":
+            if transform.type == "StreamPETRResizeCropFlipTurbo":
                 transform.ida_aug_conf.update(SMALL_IMAGES)
     for evaluator in (config.val_evaluator, config.test_evaluator):
         evaluator.update(data_root=f"{data_root}/", ann_file=f"{data_root}/nuscenes_infos_val.pkl")

@@ -1,10 +1,11 @@
-"""Adapters for mmdetection3d. Importing this package registers the batched swap-ins: `Batched*` names only, so
-nothing of a user's clashes. A name that a published head insists on is in a scope of its own, `raggedbev.mm.registry`.
+"""Adapters for mmdetection3d. Importing this package registers the swap-ins, `Batched*` heads and assigners and
+`*Turbo` transforms: names of ours only, so nothing of a user's clashes. A name that a published head insists on is in a
+scope of its own, `raggedbev.mm.registry`.
 
-Heads are registered as functions that import them when a config first asks for one, and with them the model port,
-`raggedbev.mm.streampetr`; once they are imported, the classes themselves are registered. `BatchedCenterNetHead` is in
-mmdet's registry, where its configs look, and the heads of the DETR family are in both. The heads of PETR, DETR3D and
-BEVFormer are built from the classes that a user's project registers.
+Heads and transforms are registered as functions that import them when a config first asks for one, and with the heads
+the model port, `raggedbev.mm.streampetr`; once they are imported, the classes themselves are registered.
+`BatchedCenterNetHead` is in mmdet's registry, where its configs look, and the heads of the DETR family are in both.
+The heads of PETR, DETR3D and BEVFormer are built from the classes that a user's project registers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import importlib
 from typing import Any
 
 from mmdet.registry import MODELS as MMDET_MODELS
-from mmdet3d.registry import MODELS
+from mmdet3d.registry import MODELS, TRANSFORMS
 from mmengine.registry import Registry
 
 from raggedbev.mm import assigners
@@ -55,3 +56,5 @@ def _register_project_head(stock: str, average_over_ranks: bool) -> None:
 _register_project_head("PETRHead", average_over_ranks=False)
 _register_project_head("DETR3DHead", average_over_ranks=True)
 _register_project_head("BEVFormerHead", average_over_ranks=True)
+for _kind, _module in (("LoadMultiViewImageTurbo", "loading"), ("ResizeMultiViewImageTurbo", "resize")):
+    _register_on_demand(_kind, f"raggedbev.mm.images.{_module}", TRANSFORMS)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
+from mmengine.runner import Runner
 from PIL import Image
 
+from raggedbev.mm.images import LoadMultiViewImageTurbo
 from raggedbev.mm.streampetr.dataset import StreamNuScenesDataset
 from raggedbev.mm.streampetr.transforms import (
     LoadMultiViewImages,
@@ -18,7 +20,11 @@ from raggedbev.mm.streampetr.transforms import (
     StreamPETRLoadCamInstances,
     StreamPETRRangeFilter,
 )
-from raggedbev.mm.streampetr.transforms_image import StreamPETRResizeCropFlip, visible_boxes
+from raggedbev.mm.streampetr.transforms_image import (
+    StreamPETRResizeCropFlip,
+    StreamPETRResizeCropFlipTurbo,
+    visible_boxes,
+)
 
 FULL = {"H": 900, "W": 1600, "final_dim": (256, 704), "resize_lim": (0.38, 0.55)}
 SMALL = {"H": 900, "W": 1600, "final_dim": (128, 352), "resize_lim": (0.2, 0.26)}
@@ -47,19 +53,26 @@ def broken_images(good):
     return {"cut": good[: len(good) // 2], "empty": b"", "text": b"no image at all", "no data": good[:20]}
 
 
+@pytest.fixture(params=[LoadMultiViewImages, LoadMultiViewImageTurbo])
+def loader(request):
+    return request.param()
+
+
 @pytest.mark.parametrize("kind", ["cut", "empty", "text", "no data"])
-def test_broken_image_is_named(frame, tmp_path, kind):
+def test_broken_image_is_named(frame, tmp_path, kind, loader):
     path = tmp_path / "broken.jpg"
     path.write_bytes(broken_images(Path(frame["img_paths"][0]).read_bytes())[kind])
     frame["img_paths"][3] = str(path)
-    with pytest.raises(ValueError, match=r"camera image .*broken\.jpg (is broken|cannot be decoded)"):
-        LoadMultiViewImages()(frame)
+    message = r"camera image .*broken\.jpg (is broken|cannot be decoded).*, frame sample-0-2: copy the file again"
+    with pytest.raises(ValueError, match=message):
+        loader(frame)
 
 
-def test_missing_image_is_named(frame):
+def test_missing_image_is_named(frame, loader):
     frame["img_paths"][5] = "somewhere/missing.jpg"
-    with pytest.raises(FileNotFoundError, match=r"camera image somewhere/missing\.jpg does not exist"):
-        LoadMultiViewImages()(frame)
+    message = r"camera image somewhere/missing\.jpg does not exist, frame sample-0-2"
+    with pytest.raises(FileNotFoundError, match=message):
+        loader(frame)
 
 
 def test_cam_instances(frame):
@@ -94,6 +107,56 @@ def test_range_filter():
 
 
 # ---- resize, crop, flip ----
+
+
+def fast(frame, training, num_threads=1, scaled_decoding=True, **conf):
+    """A frame through the fast loader and the fast augmentation."""
+    loader = LoadMultiViewImageTurbo(defer=True, color_type="color", num_threads=num_threads)
+    augment = StreamPETRResizeCropFlipTurbo(
+        {"H": 90, "W": 160, "final_dim": (32, 64), **conf},
+        training=training,
+        scaled_decoding=scaled_decoding,
+        num_threads=num_threads,
+    )
+    return augment(loader(dict(frame)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fast_augmentation_is_the_published_one(frame, training):
+    """Same draws, same boxes and matrices; pixels up to one level from full images, close to it from smaller ones."""
+    conf = {"resize_lim": (0.38, 0.55)}
+    flips = set()
+    for seed in range(4):
+        np.random.seed(seed)
+        transform = StreamPETRResizeCropFlip({"H": 90, "W": 160, "final_dim": (32, 64), **conf}, training=training)
+        expected = transform(dict(frame))
+        after = np.random.rand()
+        for scaled_decoding in (False, True):
+            np.random.seed(seed)
+            result = fast(frame, training, scaled_decoding=scaled_decoding, **conf)
+            assert np.random.rand() == after
+            assert result.keys() == expected.keys()
+            for key in ("intrinsics", "lidar2img", "scale_factor", "crop_offset", "flip", "img_shape"):
+                np.testing.assert_array_equal(result[key], expected[key])
+            for key in ("gt_bboxes", "gt_bboxes_labels", "centers_2d", "depths"):
+                for left, right in zip(result[key], expected[key], strict=True):
+                    np.testing.assert_array_equal(left, right)
+            apart = np.abs(np.stack(result["img"]).astype(int) - np.stack(expected["img"]))
+            assert bool(apart.max() > 1) is bool(scaled_decoding and expected["scale_factor"] <= 0.5)
+            assert apart.mean() < (2.0 if scaled_decoding else 0.01)
+        flips.add(expected["flip"])
+    assert flips == ({True, False} if training else {False})
+
+
+@pytest.mark.parametrize("num_threads", [2, 7])
+def test_threads_change_nothing(frame, num_threads):
+    results = []
+    for threads in (1, num_threads):
+        np.random.seed(1)
+        results.append([fast(frame, True, threads, resize_lim=(0.38, 0.55)) for _ in range(3)])
+    for left, right in zip(*results, strict=True):
+        np.testing.assert_array_equal(np.stack(left["img"]), np.stack(right["img"]))
+        np.testing.assert_array_equal(left["lidar2img"], right["lidar2img"])
 
 
 def test_draws_follow_the_published_order():
@@ -205,9 +268,11 @@ def test_bad_augmentation(conf, message):
         StreamPETRResizeCropFlip(conf)
 
 
-def test_image_of_another_size(frame):
-    with pytest.raises(ValueError, match=r"sample-0-2\.jpg has height and width \(90, 160\).*\(900, 1600\)"):
-        StreamPETRResizeCropFlip(FULL)(frame)
+@pytest.mark.parametrize("kind", [StreamPETRResizeCropFlip, StreamPETRResizeCropFlipTurbo])
+def test_image_of_another_size(frame, kind):
+    message = r"sample-0-2\.jpg has height and width \(90, 160\).*\(900, 1600\) \(frame sample-0-2\)"
+    with pytest.raises(ValueError, match=message):
+        kind(FULL)(frame)
 
 
 # ---- turning and scaling ----
@@ -264,8 +329,73 @@ def test_packing(frame):
 
 def test_images_of_several_sizes(frame):
     frame["img"][1] = frame["img"][1][:50]
-    with pytest.raises(ValueError, match=r"frame sample-0-2 must have one size"):
+    message = rf"frame sample-0-2 must have one size: .* has \(90, 160, 3\), {frame['img_paths'][1]} has \(50, 160, 3\)"
+    with pytest.raises(ValueError, match=message):
         PackStreamPETRInputs()(frame)
+
+
+def fast_pipeline(pipelines, num_threads):
+    """The training pipeline with the fast transforms."""
+    swapped = {
+        "mmdet3d.LoadMultiViewImages": dict(type="mmdet3d.LoadMultiViewImageTurbo", defer=True),
+        "mmdet3d.StreamPETRResizeCropFlip": dict(type="mmdet3d.StreamPETRResizeCropFlipTurbo"),
+    }
+    steps = [{**step, **swapped.get(step["type"], {})} for step in pipelines.train]
+    return [{**step, "num_threads": num_threads} if "Turbo" in step["type"] else step for step in steps]
+
+
+def first_batches(root, pipeline, num_workers, count=3, **options):
+    """Batches of a training loader with seed 5."""
+    config = dict(
+        batch_size=2,
+        num_workers=num_workers,
+        persistent_workers=False,
+        sampler=dict(type="mmdet3d.StreamSampler"),
+        batch_sampler=dict(type="mmdet3d.StreamBatchSampler"),
+        dataset=dict(
+            type="mmdet3d.StreamNuScenesDataset",
+            data_root=str(root),
+            ann_file="infos.pkl",
+            pipeline=pipeline,
+            **options,
+        ),
+    )
+    np.random.seed(5)
+    batches = iter(Runner.build_dataloader(config, seed=5))
+    found = [next(batches) for _ in range(count)]
+    if num_workers:
+        batches._shutdown_workers()  # else the garbage collector does it, and takes seconds
+    return found
+
+
+@pytest.mark.parametrize(("num_workers", "queue_length"), [(0, 1), (0, 3), (2, 1)])
+def test_runs_repeat_with_any_number_of_threads(nuscenes_root, pipelines, num_workers, queue_length):
+    runs = [
+        first_batches(nuscenes_root, fast_pipeline(pipelines, threads), num_workers, queue_length=queue_length)
+        for threads in (1, 4)
+    ]
+    for left, right in zip(*runs, strict=True):
+        for a, b in zip(left["inputs"]["img"], right["inputs"]["img"], strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(runs[0][0]["inputs"]["img"][0], runs[0][1]["inputs"]["img"][0])
+
+
+def test_windows_hold_the_frames_of_single_loads(nuscenes_root, pipelines):
+    """Reading ahead changes no frame."""
+    windows = {}
+    for threads in (1, 3):
+        np.random.seed(2)
+        dataset = StreamNuScenesDataset(
+            data_root=str(nuscenes_root),
+            ann_file="infos.pkl",
+            pipeline=fast_pipeline(pipelines, threads),
+            queue_length=3,
+            random_length=0,
+        )
+        windows[threads] = dataset[3]
+    assert torch.equal(windows[1]["inputs"]["img"], windows[3]["inputs"]["img"])
+    tokens = [sample.token for sample in windows[3]["data_samples"]]
+    assert tokens == ["sample-0-1", "sample-0-2", "sample-0-3"]
 
 
 def test_missing_image_in_a_worker(nuscenes_root, tmp_path, pipelines):

@@ -20,6 +20,7 @@ from mmdet3d.registry import DATASETS
 from mmengine.fileio import load
 
 from raggedbev.geometry import invert_rigid
+from raggedbev.mm.images.loading import LoadMultiViewImageTurbo
 from raggedbev.nuscenes import CAMERAS, DETECTION_CLASSES
 
 DEFAULT_PREFIX = {
@@ -394,13 +395,15 @@ class StreamNuScenesDataset(NuScenesDataset):
         """
         if self.queue_length == 1:
             return self._frame(index)
-        frames = []
+        infos = [self.get_data_info(int(frame_index)) for frame_index in self.window_indices(index)]
         previous_scene = None
-        for frame_index in self.window_indices(index):
-            info = self.get_data_info(int(frame_index))
+        for info in infos:
             info["prev_exists"] = info["scene_token"] == previous_scene
             previous_scene = info["scene_token"]
-            frames.append(self.pipeline(info))
+        for transform in self.pipeline.transforms:
+            if isinstance(transform, LoadMultiViewImageTurbo):
+                transform.prefetch(infos)
+        frames = [self.pipeline(info) for info in infos]
         return {
             "inputs": {"img": torch.stack([frame["inputs"]["img"] for frame in frames])},
             "data_samples": [frame["data_samples"] for frame in frames],

@@ -1,29 +1,28 @@
 """Transforms of the StreamPETR pipeline, except image augmentation (`transforms_image.py`).
 
 In: a frame of `StreamNuScenesDataset`. Out: `dict(inputs=dict(img=...), data_samples=Det3DDataSample)`. The usual
-order: LoadMultiViewImages, mmdet3d's LoadAnnotations3D, StreamPETRLoadCamInstances, StreamPETRRangeFilter,
-StreamPETRResizeCropFlip, StreamPETRGlobalRotScale, PackStreamPETRInputs.
+order: LoadMultiViewImageTurbo (or LoadMultiViewImages), mmdet3d's LoadAnnotations3D, StreamPETRLoadCamInstances,
+StreamPETRRangeFilter, StreamPETRResizeCropFlipTurbo (or StreamPETRResizeCropFlip), StreamPETRGlobalRotScale,
+PackStreamPETRInputs.
 """
 
 from collections.abc import Sequence
 
-import mmcv
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmdet3d.datasets.transforms import LoadMultiViewImageFromFiles
 from mmdet3d.registry import TRANSFORMS
 from mmdet3d.structures import Det3DDataSample
-from mmengine.fileio import get
 from mmengine.structures import InstanceData
 
-JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-JPEG_TAIL = 4096  # bytes in which the end marker of a whole JPEG file is found
+from raggedbev.mm.images.files import decode_by_opencv, frame_name, read_file
+from raggedbev.mm.images.loading import mixed_sizes_message
 
 
 @TRANSFORMS.register_module()
 class LoadMultiViewImages(LoadMultiViewImageFromFiles):
-    """Read the images of all cameras; a missing or broken one is named.
+    """Read the images of all cameras, one after the other, by OpenCV; a missing or broken one is named.
 
     Takes `img_paths`. Adds `img` (list of N uint8 arrays [H, W, 3], BGR), `img_shape`, `ori_shape` and `pad_shape`
     (height, width of the first image), `scale_factor`.
@@ -42,26 +41,13 @@ class LoadMultiViewImages(LoadMultiViewImageFromFiles):
             FileNotFoundError: an image is missing.
             ValueError: an image cannot be decoded, or its file ends early.
         """
-        results["img"] = [self._read(path) for path in results["img_paths"]]
+        results["img"] = [self._read(path, frame_name(results)) for path in results["img_paths"]]
         shape = results["img"][0].shape[:2]
         results.update(img_shape=shape, ori_shape=shape, pad_shape=shape, scale_factor=1.0)
         return results
 
-    def _read(self, path: str) -> np.ndarray:
-        try:
-            content = get(path, backend_args=self.backend_args)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"camera image {path} does not exist: check data_root and data_prefix of the dataset"
-            ) from None
-        cut = content.startswith(JPEG_START) and content.rfind(JPEG_END, max(0, len(content) - JPEG_TAIL)) < 0
-        try:
-            image = None if cut or not content else mmcv.imfrombytes(content, flag=self.color_type)
-        except Exception as error:
-            raise ValueError(f"camera image {path} cannot be decoded ({error}): copy the file again") from error
-        if image is None:
-            raise ValueError(f"camera image {path} is broken ({len(content)} bytes): copy the file again")
-        return image
+    def _read(self, path: str, frame: str) -> np.ndarray:
+        return decode_by_opencv(path, read_file(path, self.backend_args, frame), self.color_type, frame)
 
 
 @TRANSFORMS.register_module()
@@ -217,9 +203,8 @@ class PackStreamPETRInputs(BaseTransform):
         Raises:
             ValueError: the images differ in size.
         """
-        shapes = {image.shape for image in results["img"]}
-        if len(shapes) > 1:
-            raise ValueError(f"the images of frame {results['token']} must have one size, got {sorted(shapes)}")
+        if len({image.shape for image in results["img"]}) > 1:
+            raise ValueError(mixed_sizes_message(results["img"], results["img_paths"], frame_name(results)))
         sample = Det3DDataSample()
         if "gt_bboxes_3d" in results:
             sample.gt_instances_3d = InstanceData(
@@ -239,5 +224,5 @@ class PackStreamPETRInputs(BaseTransform):
         if "eval_ann_info" in results:
             sample.eval_ann_info = results["eval_ann_info"]
         sample.set_metainfo({key: results[key] for key in self.meta_keys if key in results})
-        images = torch.from_numpy(np.stack(results["img"]).transpose(0, 3, 1, 2).copy())
+        images = torch.from_numpy(np.stack(results["img"])).permute(0, 3, 1, 2).contiguous()
         return {"inputs": {"img": images}, "data_samples": sample}
