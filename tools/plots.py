@@ -95,6 +95,51 @@ def loss_curves(
     _save(figure, path)
 
 
+def data_chart(report: Mapping[str, Any], path: str | Path) -> None:
+    """Draws the loader benchmark: at the left the time of one frame, at the right samples per second.
+
+    Args:
+        report: what `benchmark_data.py` writes.
+        path: PNG to write; folders are made.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained", width_ratios=(1, 1.15))
+    frame = report["frame"]
+    times = [row["milliseconds"] for row in frame.values()]
+    colors = [_COLORS["batched" if name.startswith("turbo") else "published"] for name in frame]
+    left.barh(range(len(frame)), times, 0.72, color=colors)
+    left.set_yticks(range(len(frame)), list(frame))
+    left.invert_yaxis()
+    for place, row in enumerate(frame.values()):
+        label = f"{_milliseconds(row['milliseconds'])} ms, {row['over_mmcv']:.1f}x"
+        left.text(row["milliseconds"] + max(times) * 0.01, place, label, va="center", fontsize=8)
+    left.set_xlim(0, max(times) * 1.28)
+    width, height = report["result_size"]
+    left.set_xlabel("milliseconds; ratio to mmcv")
+    left.set_title(f"Six images read, decoded, resized to {width}x{height}", fontsize=10, loc="left")
+
+    rows = report["loader"]
+    for offset, name, color in ((-0.2, "stock", _COLORS["published"]), (0.2, "turbo", _COLORS["batched"])):
+        rates = [row[name]["samples_per_second"] for row in rows]
+        right.bar([i + offset for i in range(len(rows))], rates, 0.38, color=color, label=name)
+    highest = max(row[name]["samples_per_second"] for row in rows for name in ("stock", "turbo"))
+    for place, row in enumerate(rows):
+        top = max(row["stock"]["samples_per_second"], row["turbo"]["samples_per_second"]) + highest * 0.02
+        right.text(place, top, f"{row['ratio']:.1f}x", ha="center", fontsize=9, fontweight="bold")
+    right.set_xticks(range(len(rows)), [row["workers"] for row in rows])
+    kinds = [row["pipeline"] for row in rows]
+    for kind in dict.fromkeys(kinds):
+        middle = kinds.index(kind) + (kinds.count(kind) - 1) / 2
+        right.annotate(kind, (middle, 0), (0, -24), textcoords="offset points", ha="center", annotation_clip=False)
+    right.set_xlabel("pipeline, number of workers", labelpad=16)
+    right.set_ylim(0, highest * 1.12)
+    right.set_ylabel("samples per second")
+    right.set_title(f"Loader, batch {report['batch_size']}; {report['device']}", fontsize=10, loc="left")
+    right.legend(frameon=False, fontsize=8)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def _relative(a: float, b: float) -> float:
     return abs(a - b) / max(abs(b), 1e-12)
 
