@@ -28,7 +28,7 @@ from mmengine.structures import InstanceData
 from raggedbev.mm.engine import allow_checkpoint_globals
 from raggedbev.profiling import stage
 from raggedbev.profiling.loss_scope import LossSettings
-from raggedbev.profiling.report import FORWARD, HEAD_2D, HEAD_3D, ITERATION, LOSS, OPTIMIZATION
+from raggedbev.profiling.report import DATA, FORWARD, HEAD_2D, HEAD_3D, ITERATION, LOSS, OPTIMIZATION
 from raggedbev.profiling.workload import LossSizes, Objects
 
 PER_SAMPLE, BATCHED = "PerSample", "Batched"
@@ -123,6 +123,7 @@ class IterationArm:
         self.model.train()
         self.optim = build_optim_wrapper(self.model, copy.deepcopy(optim_config))
         self.batches: list[dict[str, Any]] = []
+        self.stream: Iterator[dict[str, Any]] | None = None
         self.seed = seed
         self.steps = 0
         self._mark_stages()
@@ -141,11 +142,14 @@ class IterationArm:
         return found
 
     def __call__(self) -> None:
-        """One training step on the next batch."""
+        """One training step on the next batch: of the stream, which is then part of the step, else of `batches`."""
         _seed_all(self.seed + self.steps)
-        batch = copy.deepcopy(self.batches[self.steps % len(self.batches)])
+        batch = None if self.stream else copy.deepcopy(self.batches[self.steps % len(self.batches)])
         self.steps += 1
         with stage(ITERATION):
+            if self.stream:
+                with stage(DATA):
+                    batch = next(self.stream)
             self.model.train_step(batch, self.optim)
 
     def _mark_stages(self) -> None:
@@ -209,11 +213,37 @@ def _as_reference(model: dict[str, Any]) -> dict[str, Any]:
 
 def dataset_batches(config: Config, batch_size: int, count: int, seed: int) -> list[dict[str, Any]]:
     """The first batches of the config's training data."""
+    stream = dataset_stream(config, batch_size, seed)
+    return [next(stream) for _ in range(count)]
+
+
+def dataset_stream(config: Config, batch_size: int, seed: int, published: bool = False) -> Iterator[dict[str, Any]]:
+    """The config's training data, loaded in this process when it is asked for.
+
+    Args:
+        config: With a `train_dataloader`.
+        batch_size: Samples.
+        seed: Of the sampler.
+        published: Load images as the published code does, by OpenCV and Pillow.
+    """
     loader = copy.deepcopy(config.train_dataloader)
     loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
     loader.pop("prefetch_factor", None)
-    stream = iter(Runner.build_dataloader(loader, seed=seed))
-    return [next(stream) for _ in range(count)]
+    if published:
+        loader.dataset.pipeline = [published_loading(step) for step in loader.dataset.pipeline]
+    return iter(Runner.build_dataloader(loader, seed=seed))
+
+
+def published_loading(step: Mapping[str, Any]) -> dict[str, Any]:
+    """The transform of the published pipeline that a fast one stands for; others stay."""
+    stands_for = {
+        "LoadMultiViewImageTurbo": ("LoadMultiViewImages", ("backend_args",)),
+        "StreamPETRResizeCropFlipTurbo": ("StreamPETRResizeCropFlip", ("ida_aug_conf", "training", "min_box_size")),
+    }
+    if step["type"] not in stands_for:
+        return dict(step)
+    name, arguments = stands_for[step["type"]]
+    return {"type": name, **{key: step[key] for key in arguments if key in step}}
 
 
 def synthetic_batches(objects: Iterator[Objects], sizes: LossSizes, count: int, seed: int) -> list[dict[str, Any]]:

@@ -49,6 +49,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--predictions", choices=["untrained", "trained"], default="untrained", help="scope loss")
     parser.add_argument("--infos", help="info file to take the ground truth from (default: drawn like nuScenes)")
     parser.add_argument("--real-data", action="store_true", help="scope iteration: batches of the config's data set")
+    parser.add_argument(
+        "--load-data",
+        action="store_true",
+        help="with --real-data: a step loads its batch, the published and reference arms by OpenCV and Pillow",
+    )
     parser.add_argument("--checkpoint", help="scope iteration: start from these weights (default: new ones)")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)")
     parser.add_argument("--seed", type=int, default=0)
@@ -81,6 +86,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--scope iteration needs an mm config, got the preset {args.config}")
     if args.real_data and args.scope == "loss":
         raise ValueError("--real-data belongs to --scope iteration; scope loss takes ground truth from --infos")
+    if args.load_data and not args.real_data:
+        raise ValueError("--load-data needs --real-data")
     if args.checkpoint and args.scope == "loss":
         raise ValueError("--checkpoint belongs to --scope iteration; scope loss has --predictions trained")
     if args.chart and importlib.util.find_spec("matplotlib") is None:
@@ -132,7 +139,10 @@ def run_iteration(args: argparse.Namespace) -> dict[str, Any]:
     arms = iteration.build_arms(config, torch.device(args.device), batches, args.seed, args.checkpoint, args.arms)
     agreement = Agreement.of_losses({name: arm.losses() for name, arm in arms.items()})
     print(agreement.sentence(), flush=True)
-    details = {"data": "of the config" if args.real_data else "synthetic"}
+    if args.load_data:
+        for name, arm in arms.items():
+            arm.stream = iteration.dataset_stream(config, batch_size, args.seed, published=name != "batched")
+    details = {"data": "of the config" if args.real_data else "synthetic", "data_in_step": args.load_data}
     return _measure(args, arms, batch_size, agreement, args.repeats or 3, details)
 
 

@@ -43,6 +43,16 @@ def test_rows_have_remainders_and_names_of_the_table():
     assert rows_of({}) == {}
 
 
+def test_loading_is_a_row_of_its_own():
+    rows = rows_of(PATHS | {("Training Iteration", "Data"): 7.0})
+    assert rows["Data"] == 7.0 and rows["Remaining"] == 3.0
+    assert table_rows(_report(batched=Arm([rows]), reference=Arm([rows])))[:3] == [
+        ("Training Iteration", "Training Iteration", 0),
+        ("Data", "Data", 1),
+        ("Forward", "Forward", 1),
+    ]
+
+
 def test_medians_and_a_stage_that_is_not_always_entered():
     arm = Arm(repeats=[{"Loss": 1.0}, {"Loss": 9.0, "extra": 3.0}, {"Loss": 2.0}])
     assert arm.medians() == {"Loss": 2.0, "extra": 0.0}

@@ -132,7 +132,8 @@ def test_whole_iterations_of_a_config(tiny_config, tmp_path):
     content = json.loads(report.read_text())
     assert list(content["arms"]) == ["published", "reference", "batched"] and content["batch_size"] == 1
     for arm in content["arms"].values():
-        assert all(arm[row] is not None and arm[row] >= 0.0 for row in MAIN_ROWS)
+        assert all(arm[row] is not None and arm[row] >= 0.0 for row in MAIN_ROWS if row != "Data")
+        assert arm["Data"] is None
         assert arm["Training Iteration"] >= arm["Forward"] + arm["Optimization"]
         assert arm["Forward"] >= arm["Loss"] >= arm["StreamPETR Head"] + arm["Focal Head"]
         assert {"StreamPETR Head > cost", "Focal Head > matching", "Optimization > backward"} <= set(arm)
@@ -159,6 +160,43 @@ def test_twins_swap_types_and_nothing_else():
     batched = benchmark_iteration.twin(model, batched=True)
     assert batched["head"] == {"type": "BatchedHead", "name": "PerSample", "parts": [{"type": "BatchedA"}, 1]}
     assert benchmark_iteration.twin(batched, batched=False) == model
+
+
+def test_published_loading_stands_for_the_fast_one():
+    import benchmark_iteration
+    from mmdet3d.registry import TRANSFORMS
+
+    config = benchmark_iteration.load_config(ROOT / CONFIG)
+    steps = [benchmark_iteration.published_loading(step) for step in config.train_dataloader.dataset.pipeline]
+    types = [step["type"] for step in steps]
+    assert types[0] == "LoadMultiViewImages" and "StreamPETRResizeCropFlip" in types
+    for step in steps:
+        TRANSFORMS.build(step)  # no argument that it does not know
+
+
+ON_DATA = """
+_base_ = ['{base}']
+model = dict(pts_bbox_head=dict(
+    num_query=20, memory_len=20, topk_proposals=10, num_propagated=10, transformer=dict(num_layers=1, ffn_dims=32)))
+train_dataloader = dict(batch_size=1, dataset=dict(data_root='{root}/'))
+"""
+
+
+def test_steps_that_load_their_batches(mini_root, tmp_path):
+    path, report = tmp_path / "on_data.py", tmp_path / "out.json"
+    path.write_text(ON_DATA.format(base=ROOT / CONFIG, root=mini_root))
+    options = ["--scope", "iteration", "--real-data", "--load-data", "--repeats", "1", "--arms", "published", "batched"]
+    assert benchmark_loss.main([str(path), *options, "--json", str(report)]) == 0
+    content = json.loads(report.read_text())
+    assert content["data_in_step"] is True
+    for arm in content["arms"].values():
+        assert arm["Training Iteration"] >= arm["Data"] + arm["Forward"] + arm["Optimization"] > arm["Data"] > 0.0
+    assert content["speedup"]["Data"] > 1.0  # Pillow against libjpeg-turbo
+
+
+def test_loading_needs_data(capsys):
+    assert benchmark_loss.main([CONFIG, "--scope", "iteration", "--load-data"]) == 1
+    assert "--load-data needs --real-data" in capsys.readouterr().err
 
 
 def test_a_config_of_another_model_is_one_sentence(tmp_path, capsys):

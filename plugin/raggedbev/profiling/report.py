@@ -1,7 +1,8 @@
 """The benchmark's report: stage times per arm and repeat in, medians, ratios, a text table and JSON out.
 
 Rows follow the published stage table: Training Iteration > {Forward > {Remaining, Loss > {StreamPETR Head,
-Focal Head}}, Optimization, Remaining}. Stages inside one of these get its name in front: ``"Focal Head > cost"``.
+Focal Head}}, Optimization, Remaining}, with Data before Forward where a step loads its batch. Stages inside one of
+these get its name in front: ``"Focal Head > cost"``.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import torch
 from raggedbev.profiling.stages import StagePath
 
 ITERATION, FORWARD, OPTIMIZATION, REMAINING = "Training Iteration", "Forward", "Optimization", "Remaining"
+DATA = "Data"
 LOSS, HEAD_3D, HEAD_2D = "Loss", "StreamPETR Head", "Focal Head"
 FORWARD_REMAINING = f"{FORWARD} > {REMAINING}"
 _INNER_ORDER = ("GT packing", "cost", "matching", "targets", "loss terms", "backward", "step")
-MAIN_ROWS = (ITERATION, FORWARD, FORWARD_REMAINING, LOSS, HEAD_3D, HEAD_2D, OPTIMIZATION, REMAINING)
+MAIN_ROWS = (ITERATION, DATA, FORWARD, FORWARD_REMAINING, LOSS, HEAD_3D, HEAD_2D, OPTIMIZATION, REMAINING)
 _MEASURED_MAIN = frozenset(MAIN_ROWS) - {FORWARD_REMAINING, REMAINING}
 _INDENT = {
     ITERATION: 0,
+    DATA: 1,
     FORWARD: 1,
     FORWARD_REMAINING: 2,
     LOSS: 2,
@@ -55,7 +58,7 @@ def rows_of(milliseconds: Mapping[StagePath, float]) -> dict[str, float]:
     if FORWARD in rows:
         rows[FORWARD_REMAINING] = rows[FORWARD] - rows.get(LOSS, 0.0)
     if ITERATION in rows:
-        rows[REMAINING] = rows[ITERATION] - rows.get(FORWARD, 0.0) - rows.get(OPTIMIZATION, 0.0)
+        rows[REMAINING] = rows[ITERATION] - sum(rows.get(row, 0.0) for row in (DATA, FORWARD, OPTIMIZATION))
     return rows
 
 
