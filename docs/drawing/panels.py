@@ -7,7 +7,7 @@ sample 3. It keeps its colour wherever it travels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
@@ -18,11 +18,15 @@ from raggedbev import RaggedBatch
 
 
 class Cell(NamedTuple):
-    """One entry: its text and how it looks ("entry", "plain", "filler", "on" or "off"); number: origin of an entry."""
+    """One entry: its text and how it looks ("entry", "plain", "filler", "on" or "off").
+
+    `number` is the origin of an entry. `share`, where it is given, colours the square from white (0) to strong (1).
+    """
 
     text: str
     look: str = "plain"
     number: int = 0
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,28 @@ def blocks(name: str, batch: RaggedBatch, block: str, row: str) -> Panel:
     return Panel(name, kind(batch.tensor), rows, frozenset(gaps - {0}))
 
 
+def numbers(name: str, tensor: Tensor, note: str | None = None, valid_rows: int | None = None) -> Panel:
+    """A table [G, P] of numbers with two decimals at most; rows from `valid_rows` on are filler."""
+    keep = len(tensor) if valid_rows is None else valid_rows
+    rows = [
+        (
+            f"object {row}",
+            [Cell(f"{value:.2f}".rstrip("0").rstrip("."), "plain" if row < keep else "filler") for value in values],
+        )
+        for row, values in enumerate(tensor.tolist())
+    ]
+    return Panel(name, kind(tensor) if note is None else note, rows)
+
+
+def highlighted(panel: Panel, chosen: Sequence[int]) -> Panel:
+    """The panel with one cell of each row coloured, none where `chosen` is negative."""
+    rows = [
+        (label, [c._replace(share=0.6) if column == pick else c for column, c in enumerate(cells)])
+        for (label, cells), pick in zip(panel.rows, chosen, strict=True)
+    ]
+    return replace(panel, rows=rows)
+
+
 def lists(name: str, samples: Sequence[Tensor]) -> Panel:
     rows = [(f"sample {i}", [cell(v) for v in sample.tolist()]) for i, sample in enumerate(samples, 1)]
     return Panel(name, f"list of {len(samples)} tensors", rows)
@@ -109,21 +135,27 @@ STYLE = (
     ".on{fill:#5a5a6e}text.on{fill:#fff}.off{fill:#fff}text.off{fill:#9a9a9a}"
 )
 FILLER_PATTERN = (
-    '<defs><pattern id="filler" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<pattern id="filler" width="7" height="7" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
     '<rect width="7" height="7" style="fill:#f4f4f4;stroke:none"/>'
-    '<rect width="2" height="7" style="fill:#dedede;stroke:none"/></pattern></defs>'
+    '<rect width="2" height="7" style="fill:#dedede;stroke:none"/></pattern>'
 )
 CELL_W, CELL_H, MARGIN, GAP, SIGN_W, BLOCK_GAP, HEAD = 44, 28, 20, 22, 34, 8, 40
 HUES = {1: (66, 133, 200), 2: (226, 140, 58), 3: (88, 164, 92)}  # of the samples
+WARM = (226, 120, 40)
+
+
+def mixed(hue: tuple[int, int, int], strength: float) -> str:
+    """Attribute with a colour between white (0) and `hue` (1)."""
+    return 'fill="#' + "".join(f"{round(255 + (part - 255) * strength):02x}" for part in hue) + '"'
 
 
 def fill_of(shown: Cell) -> str:
     """Attribute that colours the square; later entries of a sample are stronger."""
+    if shown.share is not None:
+        return mixed(WARM, shown.share)
     if shown.look != "entry":
         return f'class="{shown.look}"'
-    strength = 0.35 + 0.13 * (shown.number % 10)
-    mixed = (round(255 + (part - 255) * strength) for part in HUES[shown.number // 10])
-    return 'fill="#' + "".join(f"{part:02x}" for part in mixed) + '"'
+    return mixed(HUES[shown.number // 10], 0.35 + 0.13 * (shown.number % 10))
 
 
 def text_width(text: str, size: int) -> int:
@@ -197,14 +229,21 @@ def to_svg(picture: Picture) -> str:
         elements.append(text_at(MARGIN, y + 10, words, "words"))
         y, right = y + 19, max(right, MARGIN + text_width(words, 13))
     width, height = right + MARGIN, y + MARGIN - 6
+    return document(picture.call, " ".join(picture.words), elements, width, height)
+
+
+def document(
+    title: str, description: str, elements: Sequence[str], width: int, height: int, definitions: str = ""
+) -> str:
+    """SVG text around the elements of a picture, on a white ground."""
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
-            f"<title>{escape(picture.call)}</title>",
-            f"<desc>{escape(' '.join(picture.words))}</desc>",
+            f"<title>{escape(title)}</title>",
+            f"<desc>{escape(description)}</desc>",
             f"<style>{STYLE}</style>",
-            FILLER_PATTERN,
+            f"<defs>{FILLER_PATTERN}{definitions}</defs>",
             f'<rect width="{width}" height="{height}" rx="6" style="fill:#fff;stroke:none"/>',
             *elements,
             "</svg>\n",

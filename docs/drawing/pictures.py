@@ -14,13 +14,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import flow_pictures
+import heatmap_pictures
+import loss_pictures
+import matching_pictures
 import ragged_pictures
 from panels import to_svg
 
 FOLDER = Path(__file__).resolve().parent.parent / "pictures"
+PANELS = ragged_pictures.PICTURES | matching_pictures.PICTURES | heatmap_pictures.PICTURES | loss_pictures.PICTURES
 PICTURES: dict[str, Callable[[], str]] = {
-    name: (lambda draw=draw: to_svg(draw())) for name, draw in ragged_pictures.PICTURES.items()
-}
+    name: (lambda draw=draw: to_svg(draw())) for name, draw in PANELS.items()
+} | flow_pictures.PICTURES
 """SVG of each picture, by the name of its file."""
 
 

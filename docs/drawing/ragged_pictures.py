@@ -10,6 +10,7 @@ from panels import Panel, Picture, blocks, cell, grid, kind, lists
 from torch import Tensor
 
 from raggedbev import (
+    Buckets,
     RaggedBatch,
     apply_mask_to_tensor,
     average_over_targets,
@@ -310,9 +311,27 @@ def draw_compact_named_tuple() -> Picture:
     )
 
 
+def draw_buckets() -> Picture:
+    buckets = Buckets((4, 8))
+    largest = torch.tensor([[3, 5, 2], [4, 7, 1], [9, 6, 14]])  # objects of the samples of three batches
+    lengths = torch.tensor([buckets(size) for size in largest.amax(1).tolist()])
+    return Picture(
+        "Buckets((4, 8))",
+        [
+            [
+                grid("objects of each sample", largest, label="batch", plain=True),
+                "→",
+                grid("padded length", lengths, plain=True),
+            ]
+        ],
+        ["The largest sample decides; beyond the last length come its multiples."],
+    )
+
+
 PICTURES: dict[str, Callable[[], Picture]] = {
     "RaggedBatch": draw_ragged_batch,
     "combine_data": draw_combine_data,
+    "Buckets": draw_buckets,
     "batched_indexing_access": draw_indexing_access,
     "batched_inverse_indexing_access": draw_inverse_indexing_access,
     "batched_indexing_write": draw_indexing_write,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -10,6 +11,7 @@ import panels
 import pictures
 import pytest
 import ragged_pictures
+from markdown_pages import PAGES, Page
 
 import raggedbev
 
@@ -28,15 +30,29 @@ def test_every_public_name_has_a_picture():
     assert sorted(ragged_pictures.PICTURES) == sorted(raggedbev.ragged.__all__)
 
 
+@pytest.mark.parametrize("name", sorted(set(raggedbev.ragged.__all__) - {"RaggedBatch"}))
+def test_every_helper_has_a_page(name):
+    """With picture, equation, arguments, shapes, edge cases and cost."""
+    page = (DOCS / "ops" / "ragged" / f"{name}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {name}\n") and "$$" in page and "```python" in page
+    assert f"](../../pictures/{name}.svg)" in page
+    assert re.findall("^## (.*)", page, re.MULTILINE) == ["Shapes", "Edge cases", "Cost"]
+    (call,) = re.findall(rf"^`{name}\((.*)\)`$", page, re.MULTILINE)
+    parameters = inspect.signature(getattr(raggedbev, name)).parameters.values()
+    assert call == ", ".join(str(parameter.replace(annotation=inspect.Parameter.empty)) for parameter in parameters)
+    assert f"(ragged/{name}.md)" in PAGE
+
+
 def test_no_picture_is_left_over():
     assert sorted(path.stem for path in pictures.FOLDER.glob("*.svg")) == sorted(pictures.PICTURES)
 
 
-def test_the_page_shows_and_names_every_picture():
-    """Each one once, with an alternative text."""
-    shown = re.findall(r"!\[([^\]]+)\]\(../pictures/(\w+)\.svg\)", PAGE)
-    assert sorted(name for _, name in shown) == sorted(ragged_pictures.PICTURES)
-    assert all(len(alternative) > 20 for alternative, _ in shown)
+@every_picture
+def test_every_picture_is_shown(name):
+    """With an alternative text."""
+    shown = [re.findall(rf"!\[([^\]]+)\]\([./]*pictures/{name}\.svg\)", Page(path).prose) for path in PAGES]
+    alternatives = [text for found in shown for text in found]
+    assert alternatives and all(len(text) > 20 for text in alternatives)
 
 
 def test_the_page_lists_every_member():
