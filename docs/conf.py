@@ -27,6 +27,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 
 default_role = "code"  # `name` in docstrings
+smartquotes = False  # "--option" and "..." are meant as they stand
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
