@@ -12,7 +12,7 @@ test: setup
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: setup
-	$(PY) tools/benchmark_loss.py --device cpu $(ARGS)
+	$(PY) tools/benchmark_loss.py --batch-sizes 1 2 4 8 16 32 64 --repeats 3 --out work_dirs/bench $(ARGS)
 
 docs: setup
 	$(PY) docs/drawing/pictures.py

@@ -32,6 +32,7 @@ from raggedbev.profiling.report import DATA, FORWARD, HEAD_2D, HEAD_3D, ITERATIO
 from raggedbev.profiling.workload import LossSizes, Objects
 
 PER_SAMPLE, BATCHED = "PerSample", "Batched"
+HEADS = ("pts_bbox_head", "img_roi_head")
 _RIG = ((0.0, 1266.0), (-55.0, 1260.0), (55.0, 1262.0), (180.0, 809.0), (108.0, 1257.0), (-110.0, 1259.0))
 
 
@@ -172,7 +173,7 @@ def build_arms(
     checkpoint: str | None = None,
     names: Sequence[str] | None = None,
 ) -> dict[str, IterationArm]:
-    """The per-sample versions (arms `published`, `reference`) and the batched one, with the same weights and batches.
+    """The per-sample versions (arms `published`, `reference`) and the batched ones, with the same weights and batches.
 
     Args:
         config: Either version.
@@ -180,19 +181,16 @@ def build_arms(
         batches: What they go through in turn.
         seed: Seed of weights and steps.
         checkpoint: File of weights to start from; default: new weights.
-        names: Arms that are wanted; default: all three.
+        names: Arms that are wanted; default: the first three of `ARMS`.
 
     Raises:
         FileNotFoundError: There is no such checkpoint.
     """
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint file {checkpoint}")
-    models = {
-        "published": twin(config.model, batched=False),
-        "reference": _as_reference(twin(config.model, batched=False)),
-        "batched": twin(config.model, batched=True),
-    }
-    arms = {name: IterationArm(models[name], config.optim_wrapper, device, seed) for name in names or models}
+    arms = {}
+    for name in names or tuple(ARMS)[:3]:
+        arms[name] = IterationArm(ARMS[name](config.model), config.optim_wrapper, device, seed)
     first = next(iter(arms.values())).model
     if checkpoint is not None:
         allow_checkpoint_globals()
@@ -203,12 +201,36 @@ def build_arms(
     return arms
 
 
-def _as_reference(model: dict[str, Any]) -> dict[str, Any]:
+def _published(model: Mapping[str, Any]) -> dict[str, Any]:
+    return twin(model, batched=False)
+
+
+def _reference(model: Mapping[str, Any]) -> dict[str, Any]:
     """A per-sample model config whose assigners, and through them the 2D head, are the `reference` arm."""
-    for head in ("pts_bbox_head", "img_roi_head"):
+    model = twin(model, batched=False)
+    for head in HEADS:
         if head in model:
             model[head]["train_cfg"]["assigner"]["arm"] = "reference"
     return model
+
+
+def _batched(model: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """The batched model config, with options for both heads."""
+    model = twin(model, batched=True)
+    for head in HEADS:
+        if head in model:
+            model[head].update(options)
+    return model
+
+
+ARMS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "published": _published,
+    "reference": _reference,
+    "batched": _batched,
+    "batched+graph": functools.partial(_batched, loss_graph=True),
+    "batched+compile": functools.partial(_batched, loss_compile=True),
+}
+"""Arm name to the arm's model config, from that of any version."""
 
 
 def dataset_batches(config: Config, batch_size: int, count: int, seed: int) -> list[dict[str, Any]]:

@@ -11,10 +11,18 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
-from raggedbev.profiling.report import table_rows
+from raggedbev.profiling.report import BASELINES, main_row, table_rows
 
-_COLORS = {"published": "#9aa5b1", "reference": "#5b7fa6", "per-sample": "#5b7fa6", "batched": "#e4672e"}
+_COLORS = {
+    "published": "#9aa5b1",
+    "reference": "#5b7fa6",
+    "per-sample": "#5b7fa6",
+    "batched": "#e4672e",
+    "batched+graph": "#8f2d56",
+    "batched+compile": "#d8a31a",
+}
 _SHORTEST = 0.002  # of the longest bar
 _MORE_COLORS = ("#3f9c74", "#8a63b0", "#c2a33a", "#444b54")
 
@@ -58,6 +66,49 @@ def stage_chart(report: Mapping[str, Any], path: str | Path, title: str | None =
     axes.set_title(headline, fontsize=10, loc="left")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(arms), frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def growth_chart(report: Mapping[str, Any], path: str | Path) -> None:
+    """Draws what batch sizes cost: time, how many times faster, and peak memory, over the batch size.
+
+    Args:
+        report: Report with a ``sweep``, see :func:`raggedbev.profiling.report.join_sweep`.
+        path: PNG to write; folders are made.
+    """
+    sweep, row = report["sweep"], main_row(report)
+    sizes, arms = [int(size) for size in sweep], list(report["arms"])
+    figure, (time, faster, memory) = plt.subplots(1, 3, figsize=(11.0, 3.6), layout="constrained")
+    for name, color in zip(arms, _colors(arms), strict=True):
+        style = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1.6}
+        time.plot(sizes, [entry["arms"][name][row] for entry in sweep.values()], label=name, **style)
+        memory.plot(sizes, [entry["arms"][name]["peak_memory_mib"] for entry in sweep.values()], **style)
+        for slower, line in zip(BASELINES, ("-", "--"), strict=True):
+            if name in BASELINES or slower not in report["speedups"]:
+                continue
+            ratios = [entry["speedups"][slower][name][row] for entry in sweep.values()]
+            faster.plot(sizes, ratios, linestyle=line, label=f"{name} over {slower}", **style)
+            faster.annotate(
+                f"{ratios[-1]:.1f}x", (sizes[-1], ratios[-1]), (4, 0), textcoords="offset points", fontsize=8
+            )
+    titles = (f"{row}, ms", "times faster", "peak memory, MiB")
+    for plot, title in zip((time, faster, memory), titles, strict=True):
+        plot.set_xscale("log", base=2)
+        plot.set_xticks(sizes, [str(size) for size in sizes])
+        plot.set_xlabel("batch size")
+        plot.set_title(title, fontsize=10, loc="left")
+        plot.grid(axis="y", linewidth=0.3)
+        plot.spines[["top", "right"]].set_visible(False)
+    for plot in (time, memory):
+        plot.set_yscale("log")
+        plot.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        plot.yaxis.set_major_formatter("{x:g}")
+        plot.yaxis.set_minor_formatter(NullFormatter())
+    faster.set_ylim(bottom=0)
+    for plot in (time, faster):
+        if plot.get_legend_handles_labels()[0]:
+            plot.legend(frameon=False, fontsize=8, handlelength=3.5)
+    figure.suptitle(f"{Path(report['config']).stem}, {report['device']}", fontsize=10, x=0.01, ha="left")
     _save(figure, path)
 
 

@@ -1,21 +1,36 @@
 """The loss scope: all arms compute the same losses and gradients, and mark their stages."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
-from raggedbev.profiling import StageTimer
-from raggedbev.profiling.loss_scope import ARMS, Agreement, LossArm, LossSettings, compare_arms
+from raggedbev._extension import COMPILED
+from raggedbev.losses import GraphedLoss
+from raggedbev.profiling import StageTimer, loss_scope
+from raggedbev.profiling.loss_scope import (
+    ARMS,
+    Agreement,
+    LossArm,
+    LossSettings,
+    check_arms,
+    compare_arms,
+    usual_arms,
+)
 from raggedbev.profiling.report import rows_of
 from raggedbev.profiling.workload import LossSizes, generate_objects, generate_predictions
 
+from ..losses.recorder import Recorder
+
+USUAL = usual_arms("cpu")
 TINY = LossSizes(num_query=70, num_layers=2, image_size=(64, 96), num_cameras=2, dn_groups=2)
 
 
-def _arms(dtype=torch.float64, sizes=TINY, **kwargs):
+def _arms(dtype=torch.float64, sizes=TINY, names=USUAL, **kwargs):
     objects = generate_objects(sizes, 2, np.random.default_rng(0))
     predictions = generate_predictions(objects, sizes, torch.Generator().manual_seed(0), dtype=dtype, **kwargs)
-    return {name: LossArm(name, objects, predictions, sizes, LossSettings.published(sizes)) for name in ARMS}
+    return {name: LossArm(name, objects, predictions, sizes, LossSettings.published(sizes)) for name in names}
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -24,7 +39,7 @@ def test_arms_agree_in_float64(trained, groups):
     sizes = LossSizes(num_query=70, num_layers=2, image_size=(64, 96), num_cameras=2, dn_groups=groups)
     agreement = compare_arms(_arms(trained=trained, sizes=sizes))
     assert agreement.losses < 1e-10 and agreement.gradients < 1e-10
-    assert agreement.arms == tuple(ARMS)
+    assert agreement.arms == ("published", "reference", "batched")
 
 
 def test_arms_agree_in_float32():
@@ -32,7 +47,33 @@ def test_arms_agree_in_float32():
     assert agreement.losses < 2e-5 and agreement.gradients < 1e-5
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.skipif(not COMPILED, reason="SciPy's solver is no part of a graph")
+def test_captured_and_compiled_arms_agree(monkeypatch):
+    record = partial(loss_scope._wrapped, wrap=lambda loss: GraphedLoss(loss, backend=Recorder()))
+    monkeypatch.setitem(ARMS, "batched+graph", record)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    arms = _arms(names=["batched", "batched+graph", "batched+compile"])
+    agreement = compare_arms(arms)
+    assert agreement.losses < 1e-10 and agreement.gradients < 1e-10
+    assert all(arm.first_call_s > 0.0 for arm in arms.values())
+    with StageTimer("cpu") as timer, torch.compiler.set_stance("fail_on_recompile"):
+        arms["batched+graph"]()
+        arms["batched+compile"]()
+    found = set(rows_of(timer.milliseconds()))
+    parts = ("GT packing", "backward")
+    heads = ("StreamPETR Head", "Focal Head")
+    assert found == {"Loss", *heads, *(f"{head} > {part}" for head in heads for part in parts)}
+
+
+def test_arms_that_a_device_does_not_have():
+    assert usual_arms("cuda") == list(ARMS)
+    check_arms(["batched", "batched+compile"], "cpu")
+    check_arms(list(ARMS), "cuda")
+    with pytest.raises(ValueError, match="need --device cuda, got cpu"):
+        check_arms(["batched", "batched+graph"], "cpu")
+
+
+@pytest.mark.parametrize("name", USUAL)
 def test_every_arm_marks_the_stages_of_the_table(name):
     arm = _arms(torch.float32)[name]
     with StageTimer("cpu") as timer:
@@ -56,7 +97,7 @@ def test_gradients_are_replaced_not_added_up():
 
 def test_an_unknown_arm_is_named():
     arm = _arms()["batched"]
-    with pytest.raises(ValueError, match=r"published, reference, batched, got 'fast'"):
+    with pytest.raises(ValueError, match=r"published, reference, batched, .*, got 'fast'"):
         LossArm("fast", arm.objects, arm.predictions, TINY, LossSettings())
 
 

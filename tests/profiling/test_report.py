@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from raggedbev.profiling import stage
 from raggedbev.profiling.interleave import Progress, measure_arms
@@ -10,7 +11,9 @@ from raggedbev.profiling.report import (
     MAIN_ROWS,
     Arm,
     disturbance,
+    format_sweep,
     format_table,
+    join_sweep,
     make_report,
     rows_of,
     table_rows,
@@ -123,16 +126,67 @@ def test_arms_take_turns_and_are_counted_once():
         return run
 
     arms = measure_arms({"a": work("a"), "b": work("b")}, repeats=3)
-    assert calls == list("ababbaab")
+    assert calls == list("aabbabbaab")
     assert [len(arm.repeats) for arm in arms.values()] == [3, 3]
-    assert arms["a"].host_syncs == 0 and arms["a"].peak_memory_mib is None
+    assert arms["a"].host_syncs == 0 and arms["a"].peak_memory_mib == 0.0
     with pytest.raises(ValueError, match="at least 1 repeat"):
         measure_arms({"a": work("a")}, repeats=0)
 
 
-def test_progress_tells_step_and_time_left(capsys):
-    progress = Progress(3, every=0.0)
-    for name in "abc":
-        progress.step(name)
+def test_memory_is_counted_without_what_earlier_runs_left():
+    class Work:
+        def __init__(self):
+            self.left = None
+
+        def reset(self):
+            self.left = None
+
+        def __call__(self):
+            self.left = torch.zeros(2**18)
+
+    assert measure_arms({"a": Work()}, repeats=1)["a"].peak_memory_mib == 1.0
+
+
+def _sized(batch_size, **arms):
+    return make_report(
+        {name: Arm([{"Loss": ms}], host_syncs=0, peak_memory_mib=1.5 * ms) for name, ms in arms.items()},
+        **{"device": "cpu", "config": "small", "batch_size": batch_size, "scope": "loss", "repeats": 1},
+        **{"baseline": "reference", "target": "batched", "agreement": {"losses": 0.0}},
+    )
+
+
+def test_speedups_of_every_arm_over_every_baseline():
+    report = _sized(8, **{"published": 80.0, "reference": 60.0, "batched": 10.0, "batched+compile": 5.0})
+    assert report["speedup"] == {"Loss": 6.0}
+    assert report["speedups"]["published"]["batched"] == {"Loss": 8.0}
+    assert report["speedups"]["reference"]["batched+compile"] == {"Loss": 12.0}
+    text = format_table(report)
+    assert "over published" in text and "8.00x" in text and "over reference" in text and "6.00x" in text
+
+
+def test_a_sweep_is_the_report_of_batch_8_with_all_others():
+    times = {2: (20.0, 4.0), 8: (80.0, 10.0), 16: (160.0, 18.0)}
+    reports = [_sized(size, reference=slow, batched=fast) for size, (slow, fast) in times.items()]
+    joined = join_sweep(reports[::-1])
+    assert joined["batch_size"] == 8 and joined["arms"] == reports[1]["arms"]
+    assert list(joined["sweep"]) == ["2", "8", "16"]
+    assert joined["sweep"]["2"]["speedup"] == {"Loss": 5.0} and "device" not in joined["sweep"]["2"]
+    assert json.loads(json.dumps(joined)) == joined
+    lines = format_sweep(joined).splitlines()
+    assert lines[0].startswith("Loss, batch") and lines[3].split() == [
+        "16",
+        "160.00",
+        "18.00",
+        "8.89x",
+        "240.0",
+        "27.0",
+    ]
+    assert join_sweep([reports[0], reports[2]])["batch_size"] == 16
+
+
+def test_progress_tells_share_and_time_left(capsys):
+    progress = Progress(8, every=0.0)
+    for name, weight in zip("abc", (1.0, 3.0, 4.0), strict=True):
+        progress.step(name, weight)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "[1/3] a" and lines[2].startswith("[3/3] c, 0 s left")
+    assert lines[0] == "[0 %] a" and lines[1] == "[12 %] b" and lines[2].startswith("[50 %] c, 0 s left")

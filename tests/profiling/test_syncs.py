@@ -106,3 +106,10 @@ def test_cuda_counts_what_torch_reports():
         x[x > 2]
     assert syncs.count == 2
     assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_compiled_functions_are_counted_as_they_are_written():
+    compiled = torch.compile(lambda x: x.sum().item(), backend="eager")
+    with HostSyncCounter("cpu") as syncs:
+        assert compiled(torch.ones(3)) == 3.0
+    assert syncs.count == 1

@@ -23,8 +23,8 @@ def test_report_table_and_chart(tmp_path, capsys):
     report, chart = tmp_path / "new" / "out.json", tmp_path / "out.png"
     assert benchmark_loss.main([*QUICK, "--json", str(report), "--chart", str(chart)]) == 0
     text = capsys.readouterr().out
-    for word in ("published, reference, batched compared", "StreamPETR Head", "Focal Head", "host syncs"):
-        assert word in text
+    words = ("published, reference, batched compared", "StreamPETR Head", "Focal Head", "host syncs", "peak memory")
+    assert all(word in text for word in words)
     content = json.loads(report.read_text())
     assert list(content["arms"]) == ["published", "reference", "batched"]
     assert (content["config"], content["batch_size"], content["scope"]) == ("small", 1, "loss")
@@ -36,8 +36,42 @@ def test_report_table_and_chart(tmp_path, capsys):
     )
     assert content["agreement"]["losses"] < 1e-5
     syncs = {name: arm["host_syncs"] for name, arm in content["arms"].items()}
-    assert syncs["batched"] < syncs["reference"] < syncs["published"]
+    assert syncs["batched"] == 0 < syncs["reference"] < syncs["published"]
+    memory = {name: arm["peak_memory_mib"] for name, arm in content["arms"].items()}
+    assert 0.0 < memory["batched"] < memory["reference"] and set(content["first_call_s"]) == set(memory)
     assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_batch_sizes_in_one_run(tmp_path, capsys):
+    arguments = ["small", "--batch-sizes", "2", "1", "--repeats", "1", "--arms", "reference", "batched"]
+    assert benchmark_loss.main([*arguments, "--out", str(tmp_path / "new")]) == 0
+    content = json.loads((tmp_path / "new" / "report.json").read_text())
+    assert list(content["sweep"]) == ["1", "2"] and content["batch_size"] == 2
+    for size, entry in content["sweep"].items():
+        assert len(entry["objects_per_sample"]) == int(size) and entry["agreement"]["losses"] < 1e-5
+        assert entry["arms"]["batched"]["Loss"] > 0.0 and entry["speedups"]["reference"]["batched"]["Loss"] > 0.0
+    assert "batched / ref." in capsys.readouterr().out
+    for name in ("stages.png", "growth.png"):
+        assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_compiler_that_fails_is_one_sentence(monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise torch._dynamo.exc.TorchDynamoException("no C++ compiler\nand more")
+
+    monkeypatch.setattr(benchmark_loss, "compare_arms", fail)
+    assert benchmark_loss.main([*QUICK, "--arms", "batched+compile"]) == 1
+    errors = capsys.readouterr().err
+    assert errors == "error: the arm batched+compile cannot be compiled here (no C++ compiler)\n"
+
+
+def test_a_batch_that_does_not_fit_is_one_sentence(monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(benchmark_loss, "compare_arms", fail)
+    assert benchmark_loss.main(QUICK) == 1
+    assert "the largest batch does not fit into the device's memory" in capsys.readouterr().err
 
 
 def test_arms_that_disagree_fail(monkeypatch, capsys):
@@ -69,6 +103,10 @@ BAD = {
     "unknown preset": (["large"], "presets are streampetr_r50_704, streampetr_r50_428q, small"),
     "no device of that name": (["--device", "mps"], "--device must be cpu or cuda, got mps"),
     "no samples": (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+    "a batch size twice": (["--batch-sizes", "2", "2"], "must be different numbers of at least 1, got [2, 2]"),
+    "both kinds of batch size": (["--batch-size", "1", "--batch-sizes", "2"], "exclude each other"),
+    "growth of one batch size": (["--growth-chart", "x.png"], "give --batch-sizes as well"),
+    "graphs on the cpu": (["--arms", "batched+graph"], "need --device cuda, got cpu"),
     "no repeats": (["--repeats", "0"], "--repeats must be at least 1, got 0"),
     "iteration of a preset": (["small", "--scope", "iteration"], "needs an mm config, got the preset small"),
     "data of a preset": (["small", "--real-data"], "belongs to --scope iteration"),

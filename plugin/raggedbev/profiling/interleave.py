@@ -13,9 +13,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from raggedbev.profiling.memory import peak_memory
 from raggedbev.profiling.report import Arm, rows_of
 from raggedbev.profiling.stages import StageTimer
 from raggedbev.profiling.syncs import HostSyncCounter
+
+COUNTING = 6.0
+"""How much longer than a timed run it takes to count syncs and memory, roughly."""
 
 
 def measure_arms(
@@ -24,15 +28,18 @@ def measure_arms(
     device: str | torch.device = "cpu",
     repeats: int = 5,
     progress: Progress | None = None,
+    weight: float = 1.0,
 ) -> dict[str, Arm]:
     """Runs every version once to warm up and count, then ``repeats`` times in turn under a stage timer.
 
     Args:
         work: Version name to a function that does the work once; it marks its parts with
-            :func:`raggedbev.profiling.stage`.
+            :func:`raggedbev.profiling.stage`. One with a method ``reset`` drops there what earlier runs left, and
+            only the work's own memory is counted.
         device: Where the work runs.
         repeats: Timed runs of each version, at least 1.
         progress: Told of every run; default: none.
+        weight: How long a run takes, in the progress's units.
 
     Returns:
         What was measured, by version name.
@@ -45,13 +52,13 @@ def measure_arms(
     progress = progress or Progress(0, silent=True)
     arms = {name: Arm() for name in work}
     for name, run in work.items():
-        progress.step(f"warm-up of {name}")
+        progress.step(f"counting syncs and memory of {name}", COUNTING * weight)
         _count(arms[name], run, torch.device(device))
     names = list(work)
     for repeat in range(repeats):
         first = repeat % len(names)
         for name in names[first:] + names[:first]:
-            progress.step(f"repeat {repeat + 1}/{repeats} of {name}")
+            progress.step(f"repeat {repeat + 1}/{repeats} of {name}", weight)
             gc.collect()
             with StageTimer(device) as timer:
                 work[name]()
@@ -62,50 +69,49 @@ def measure_arms(
 
 def _count(arm: Arm, run: Callable[[], object], device: torch.device) -> None:
     """The warm-up runs: first use of every kernel; then the count; then peak memory, which needs a run unmodified."""
-    on_cuda = device.type == "cuda"
-    if on_cuda:
+    if device.type == "cuda":
         run()
     with HostSyncCounter(device) as syncs:
         run()
     arm.host_syncs = syncs.count
-    if not on_cuda:
-        return
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    run()
-    torch.cuda.synchronize(device)
-    arm.peak_memory_mib = round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
+    getattr(run, "reset", lambda: None)()
+    gc.collect()
+    arm.peak_memory_mib = round(peak_memory(run, device) / 2**20, 3)
 
 
 class Progress:
     """Progress lines with the time left: one changing line on a terminal, else a line every few seconds.
 
     Args:
-        total: Steps in all.
+        total: Weight of all steps.
         silent: Prints nothing.
         every: Seconds between lines where the output is no terminal.
     """
 
-    def __init__(self, total: int, silent: bool = False, every: float = 5.0) -> None:
+    def __init__(self, total: float, silent: bool = False, every: float = 5.0) -> None:
         self.total = total
         self.silent = silent
         self.every = every
-        self.taken = 0
+        self.begun = 0
+        self.finished = 0.0
+        self.current = 0.0
         self.started = time.monotonic()
         self.printed = -float("inf")
         self.width = 0
 
-    def step(self, what: str) -> None:
-        """Announces the step that starts now."""
+    def step(self, what: str, weight: float = 1.0) -> None:
+        """Announces the step that starts now, and how long it takes in units of the total."""
         now = time.monotonic()
-        self.taken += 1
+        self.begun += 1
+        self.finished += self.current
+        self.current = weight
         is_terminal = sys.stderr.isatty()
         if self.silent or (not is_terminal and now - self.printed < self.every):
             return
-        finished = self.taken - 1
-        left = "" if finished < 2 else f", {(now - self.started) / finished * (self.total - finished):.0f} s left"
-        line = f"[{self.taken}/{self.total}] {what}{left}"
+        left = ""
+        if self.begun > 2:
+            left = f", {(now - self.started) / self.finished * max(self.total - self.finished, 0.0):.0f} s left"
+        line = f"[{100 * self.finished / self.total:.0f} %] {what}{left}"
         padded = line.ljust(self.width)
         print(f"\r{padded}" if is_terminal else line, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
         self.printed, self.width = now, len(line)

@@ -1,12 +1,13 @@
 """Loss scope of the benchmark: predictions and ground truth in, one training step's loss work per arm out.
 
 An arm computes the losses of both heads and their gradients: the per-sample loops as published, the same loops without
-needless host work (the fair baseline), or this package's batched losses.
+needless host work (the fair baseline), or this package's batched losses, as they are, as CUDA graphs, or compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +16,10 @@ import torch
 from torch import Tensor
 
 from raggedbev.losses import (
+    DenoisingOutput,
     FocalHeadLossConfig,
+    GraphedLoss,
+    GroundTruth3D,
     StreamPETRLossConfig,
     focal_head_loss,
     streampetr_loss,
@@ -23,9 +27,11 @@ from raggedbev.losses import (
 from raggedbev.losses.reference import focal_head_loss_reference, streampetr_loss_reference
 from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D
 from raggedbev.matching.reference import PerSampleMatcher2D, PerSampleMatcher3D
+from raggedbev.profiling.interleave import Progress
 from raggedbev.profiling.report import HEAD_2D, HEAD_3D, LOSS
 from raggedbev.profiling.stages import stage
 from raggedbev.profiling.workload import LossSizes, Objects, Predictions
+from raggedbev.ragged import Buckets
 
 Losses = dict[str, Tensor]
 Heads = tuple[Callable[..., Losses], Callable[..., Losses]]
@@ -72,12 +78,47 @@ def _per_sample(settings: LossSettings, arm: str) -> Heads:
     )
 
 
+def _wrapped(settings: LossSettings, wrap: Callable[[Callable[..., Losses]], Callable[..., Losses]]) -> Heads:
+    """The batched losses on packed ground truth, whose padded length is that of a bucket."""
+    loss_3d, loss_2d = _batched(settings)
+    buckets = Buckets()
+    whole_3d = wrap(lambda logits, boxes, gt, dn: loss_3d(logits, boxes, gt, dn=dn))
+    whole_2d = wrap(lambda *inputs: loss_2d(*inputs[:-1], pad_shape=inputs[-1]))
+
+    def head_3d(logits: Tensor, boxes: Tensor, gt: GroundTruth3D, dn: DenoisingOutput | None) -> Losses:
+        return whole_3d(logits, boxes, gt.packed(buckets), dn)
+
+    def head_2d(*inputs: Any, pad_shape: tuple[int, int]) -> Losses:
+        *predictions, gt = inputs
+        return whole_2d(*predictions, gt.packed(buckets), tuple(pad_shape))
+
+    return head_3d, head_2d
+
+
+def _compiled(settings: LossSettings) -> Heads:
+    torch.compiler.reset()  # or the arms of earlier batch sizes count as recompilations of this one's
+    return _wrapped(settings, partial(torch.compile, fullgraph=True, dynamic=False))
+
+
 ARMS: dict[str, Callable[[LossSettings], Heads]] = {
     "published": partial(_per_sample, arm="published"),
     "reference": partial(_per_sample, arm="reference"),
     "batched": _batched,
+    "batched+graph": partial(_wrapped, wrap=GraphedLoss),
+    "batched+compile": _compiled,
 }
 """Arm name to the loss functions of the 3D and the 2D head with their settings filled in."""
+
+
+def usual_arms(device: str | torch.device) -> list[str]:
+    """All arms on CUDA; on the CPU those that need neither graphs nor a minute of compiling."""
+    return list(ARMS) if torch.device(device).type == "cuda" else ["published", "reference", "batched"]
+
+
+def check_arms(names: Sequence[str], device: str | torch.device) -> None:
+    """Raise a ValueError for an arm that the device does not have."""
+    if "batched+graph" in names and torch.device(device).type != "cuda":
+        raise ValueError(f"the arm batched+graph replays CUDA graphs, which need --device cuda, got {device}")
 
 
 class LossArm:
@@ -90,9 +131,14 @@ class LossArm:
         sizes: Sizes of the problem.
         settings: Weights, costs and assigners.
 
+    Attributes:
+        first_call_s: Seconds of the first call, captures and compiling included; ``None`` before `compare_arms`.
+
     Raises:
         ValueError: There is no such arm.
     """
+
+    first_call_s: float | None = None
 
     def __init__(
         self, name: str, objects: Objects, predictions: Predictions, sizes: LossSizes, settings: LossSettings
@@ -107,8 +153,7 @@ class LossArm:
     def __call__(self) -> dict[str, Losses]:
         """Losses of both heads by stage name; gradients are in the predictions."""
         p = self.predictions
-        for leaf in p.leaves().values():
-            leaf.grad = None
+        self.reset()
         gt_3d, gt_2d = self.objects.ground_truth()
         with stage(LOSS):
             with stage(HEAD_3D):
@@ -119,6 +164,11 @@ class LossArm:
                 found_2d = self.loss_2d(*outputs, gt_2d, pad_shape=self.sizes.image_size)
                 _backward(found_2d)
         return {HEAD_3D: found_3d, HEAD_2D: found_2d}
+
+    def reset(self) -> None:
+        """Drops the gradients that the last call left."""
+        for leaf in self.predictions.leaves().values():
+            leaf.grad = None
 
     def gradients(self) -> dict[str, Tensor]:
         """Copies of the gradients that the last call left."""
@@ -180,15 +230,25 @@ class Agreement:
         return {"losses": self.losses, "key": self.key, "gradients": self.gradients, "arms": list(self.arms)}
 
 
-def compare_arms(arms: Mapping[str, LossArm]) -> Agreement:
-    """Runs every arm once and compares losses and gradients with the first arm's."""
+def compare_arms(arms: Mapping[str, LossArm], progress: Progress | None = None, weight: float = 1.0) -> Agreement:
+    """Runs every arm once and compares losses and gradients with the first arm's.
+
+    Args:
+        arms: Arms by name.
+        progress: Told of every arm; default: none.
+        weight: How long a run takes, in the progress's units.
+    """
     losses: dict[str, dict[str, float]] = {}
     gradients: dict[str, dict[str, Tensor]] = {}
     for name, arm in arms.items():
+        if progress is not None:
+            progress.step(f"first run of {name}", weight)
+        start = time.perf_counter()
         found = arm()
         losses[name] = {
             f"{head}: {key}": float(loss.detach()) for head, rows in found.items() for key, loss in rows.items()
         }
+        arm.first_call_s = time.perf_counter() - start
         gradients[name] = arm.gradients()
     first, *others = gradients.values()
     apart = [_gradient_difference(first, other) for other in others]

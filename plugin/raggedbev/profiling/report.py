@@ -25,6 +25,7 @@ ITERATION, FORWARD, OPTIMIZATION, REMAINING = "Training Iteration", "Forward", "
 DATA = "Data"
 LOSS, HEAD_3D, HEAD_2D = "Loss", "StreamPETR Head", "Focal Head"
 FORWARD_REMAINING = f"{FORWARD} > {REMAINING}"
+BASELINES = ("published", "reference")
 _INNER_ORDER = ("GT packing", "cost", "matching", "targets", "loss terms", "backward", "step")
 MAIN_ROWS = (ITERATION, DATA, FORWARD, FORWARD_REMAINING, LOSS, HEAD_3D, HEAD_2D, OPTIMIZATION, REMAINING)
 _MEASURED_MAIN = frozenset(MAIN_ROWS) - {FORWARD_REMAINING, REMAINING}
@@ -69,7 +70,7 @@ class Arm:
     Attributes:
         repeats: Rows of every timed repeat, milliseconds.
         host_syncs: Waits of the host for the device in one repeat, forward and backward.
-        peak_memory_mib: Device memory in use at most during a repeat, MiB; ``None`` on the CPU.
+        peak_memory_mib: Memory that torch had allocated for a repeat at most, MiB; see ``peak_memory``.
     """
 
     repeats: list[dict[str, float]] = field(default_factory=list)
@@ -117,6 +118,11 @@ def make_report(
         report["arms"][name] = rows | {"host_syncs": arm.host_syncs, "peak_memory_mib": arm.peak_memory_mib}
     report["speedup"] = speedup(arms[baseline].medians(), arms[target].medians())
     report["speedup_of"] = f"{target} over {baseline}"
+    report["speedups"] = {
+        slower: {name: speedup(arms[slower].medians(), arm.medians()) for name, arm in arms.items() if name != slower}
+        for slower in BASELINES
+        if slower in arms
+    }
     report["spread"] = {name: _spread(arm) for name, arm in arms.items()}
     return report
 
@@ -151,23 +157,74 @@ def write_json(report: Mapping[str, Any], path: str | Path) -> None:
 
 def format_table(report: Mapping[str, Any]) -> str:
     """The stage table as text: a line per row, a column per arm, then the ratio of the report's ``speedup``."""
-    arms = report["arms"]
-    rows = table_rows(report)
-    labels = {row: "  " * depth + label for row, label, depth in rows}
+    arms, target = report["arms"], report["speedup_of"].partition(" over ")[0]
+    ratios = {
+        f"over {slower}": {row: f"{value:.2f}x" for row, value in faster[target].items()}
+        for slower, faster in report["speedups"].items()
+        if target in faster
+    }
+    labels = {row: "  " * depth + label for row, label, depth in table_rows(report)}
     width = max(len(label) for label in [*labels.values(), "host syncs", "peak memory, MiB"])
     columns = [max(len(name), 10) for name in arms]
     header = " " * width + "".join(f"  {n:>{w}}" for n, w in zip(arms, columns, strict=True))
-    lines = [f"{header}  {'ratio':>8}", "ms".ljust(len(header) + 10, "-")]
+    header += "".join(f"  {name:>14}" for name in ratios)
+    lines = [header, "ms".ljust(len(header), "-")]
     for row, label in labels.items():
         cells = [_cell(arm.get(row), w, 2) for arm, w in zip(arms.values(), columns, strict=True)]
-        ratio = report["speedup"].get(row)
-        lines.append(f"{label:<{width}}{''.join(cells)}  {'' if ratio is None else f'{ratio:.2f}x':>8}")
-    for key, label in (("host_syncs", "host syncs"), ("peak_memory_mib", "peak memory, MiB")):
+        cells += [f"  {ratio.get(row, ''):>14}" for ratio in ratios.values()]
+        lines.append(f"{label:<{width}}{''.join(cells)}")
+    for key, label, digits in (("host_syncs", "host syncs", 0), ("peak_memory_mib", "peak memory, MiB", 1)):
         if any(arm.get(key) is not None for arm in arms.values()):
-            cells = [_cell(arm.get(key), w, 0) for arm, w in zip(arms.values(), columns, strict=True)]
+            cells = [_cell(arm.get(key), w, digits) for arm, w in zip(arms.values(), columns, strict=True)]
             lines.append(f"{label:<{width}}{''.join(cells)}")
-    lines.append(f"ratio: {report['speedup_of']}; medians of {report.get('repeats', '?')} interleaved repeats")
+    repeats = f"medians of {report.get('repeats', '?')} interleaved repeats"
+    lines.append(f"over ...: how many times faster {target} is; {repeats}" if ratios else repeats)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def join_sweep(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One report of several batch sizes.
+
+    Args:
+        reports: One per batch size, of the same arms.
+
+    Returns:
+        The report of batch size 8, or of the largest, with all of them under ``sweep`` by batch size.
+    """
+    by_size = {report["batch_size"]: report for report in sorted(reports, key=lambda report: report["batch_size"])}
+    main = by_size.get(8, by_size[max(by_size)])
+    sweep = {str(size): {key: report[key] for key in _OF_A_BATCH if key in report} for size, report in by_size.items()}
+    return {**main, "sweep": sweep}
+
+
+_OF_A_BATCH = (
+    *("arms", "speedup", "speedups", "spread", "agreement"),
+    *("objects_per_sample", "objects_2d", "first_call_s"),
+)
+
+
+def format_sweep(report: Mapping[str, Any]) -> str:
+    """The sweep as text: for each batch size the main row's time by arm, ratios, and peak memory by arm."""
+    sweep = report["sweep"]
+    arms = list(report["arms"])
+    row = main_row(report)
+    ratios = [(slower, name) for slower in report["speedups"] for name in arms if name not in BASELINES]
+    heads = [f"{name}, ms" for name in arms] + [f"{name} / {slower[:3]}." for slower, name in ratios]
+    heads += [f"{name}, MiB" for name in arms]
+    widths = [max(len(head), 9) for head in heads]
+    lines = [f"{row}, batch  " + "  ".join(f"{head:>{w}}" for head, w in zip(heads, widths, strict=True))]
+    for size, entry in sweep.items():
+        cells = [f"{entry['arms'][name][row]:.2f}" for name in arms]
+        cells += [f"{entry['speedups'][slower][name].get(row, 0.0):.2f}x" for slower, name in ratios]
+        cells += [f"{entry['arms'][name]['peak_memory_mib']:.1f}" for name in arms]
+        start = size.rjust(len(row) + 7) + "  "
+        lines.append(start + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True)))
+    return "\n".join(lines)
+
+
+def main_row(report: Mapping[str, Any]) -> str:
+    """The whole of what the report's scope measures."""
+    return ITERATION if report["scope"] == "iteration" else LOSS
 
 
 def disturbance(report: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ class HostSyncCounter:
     Counting slows the code down: count in a run of its own, outside the timed repeats. The CPU count is an estimate:
     tensors are taken to live on the device unless they were made on the host inside the block, branches for CPU tensors
     (such as checks of values) run as they do on the CPU, and the step of an optimiser, whose counters live on the host,
-    is left out.
+    is left out. Compiled functions run uncompiled while they are counted on the CPU.
 
     Args:
         device: ``"cuda"`` counts what torch reports (sync debug mode), ``"cpu"`` what would wait on CUDA.
@@ -87,8 +87,9 @@ class HostSyncCounter:
             warnings.simplefilter("always")
             torch.cuda.set_sync_debug_mode("warn")
         else:
-            modes = (_ValueReads(self), _HostCopies(self))
-            for mode in modes:
+            if hasattr(torch.compiler, "set_stance"):  # torch >= 2.6
+                self._stack.enter_context(torch.compiler.set_stance("force_eager"))
+            for mode in (_ValueReads(self), _HostCopies(self)):
                 self._stack.enter_context(mode)
             self._stack.callback(register_optimizer_step_pre_hook(self._pause).remove)
             self._stack.callback(register_optimizer_step_post_hook(self._resume).remove)
