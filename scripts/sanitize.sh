@@ -4,7 +4,11 @@
 # host twins of the device's kernels with their lanes in shuffled orders. Before that, ThreadSanitizer looks for syncs that
 # the assignment's kernels lack. The normal build is not touched. Needs g++. TWINS="0 1 shuffle:7" chooses what pytest
 # runs on; arguments go to pytest.
+#
+#   scripts/sanitize.sh
+#   TWINS=0 scripts/sanitize.sh -k gather
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 python=$PWD/.venv/bin/python
