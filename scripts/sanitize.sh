@@ -34,6 +34,7 @@ if not _C.__file__.startswith('$build'):
 # What traces rather than runs kernels is left out: slow here, and nothing new for the sanitizers.
 for twin in ${TWINS:-0 shuffle}; do
   echo "RAGGEDBEV_HOST_TWIN=$twin"
-  RAGGEDBEV_HOST_TWIN=$twin "$python" -m pytest -p no:cacheprovider tests/ragged tests/heatmap tests/matching tests/losses \
+  RAGGEDBEV_HOST_TWIN=$twin "$python" -m pytest -p no:cacheprovider \
+    tests/test_python_calls.py tests/ragged tests/heatmap tests/matching tests/losses \
     -k "not compile and not export and not opcheck and not inductor" "$@"
 done
