@@ -51,21 +51,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of camera images (default: rendered ones)")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/benchmark_data"), help="for rendered images")
     parser.add_argument("--frames", type=int, default=4, help="frames to render (default: 4)")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(704, 396),
-        metavar=("WIDTH", "HEIGHT"),
-        help="of the network's input (default: 704 396)",
-    )
+    parser.add_argument("--size", type=int, nargs=2, default=(704, 396), metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES), help="default: all")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of workers (default: 0 1 2)")
     parser.add_argument("--batch-size", type=int, default=2, help="samples (default: 2)")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a loader run (default: 6)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each version (default: 5)")
     parser.add_argument("--threads", type=int, help="decoding threads of a process (default: its share of the cores)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--chart", type=Path, help="draw the chart here (PNG)")
     args = parser.parse_args(arguments)
@@ -125,18 +118,20 @@ class Bench:
         """Functions that read, decode and resize a frame; `mmcv` is the baseline."""
         size = self.args.size
 
-        def turbo(threads: int, scaled: bool) -> Callable[[list[str]], object]:
-            resize = functools.partial(_read_and_resize, size=size, scaled_decoding=scaled)
+        def turbo(threads: int, **options: Any) -> Callable[[list[str]], object]:
+            resize = functools.partial(_read_and_resize, size=size, **options)
             return lambda paths: map_in_threads(resize, paths, threads)
 
         stock = ImageFrames(self.frames, "resize", pipelines("resize", size, None)[STOCK][:-1], len(self.frames))
         several = sorted({1, self.threads})
+        bicubic = {"interpolation": "bicubic", "antialias": True}
         return {
             "mmcv": lambda paths: [mmcv.imresize(mmcv.imread(path), size) for path in paths],
             "mmdet3d transforms": lambda paths: stock[self.frames.index(paths)],
             "mmcv, Pillow's bicubic": lambda paths: [_by_pillow(mmcv.imread(path), size) for path in paths],
-            **{f"turbo, full size, {n} thread{'s' * (n > 1)}": turbo(n, False) for n in several},
-            **{f"turbo, {n} thread{'s' * (n > 1)}": turbo(n, True) for n in several},
+            **{f"turbo, full size, {_threads(n)}": turbo(n, scaled_decoding=False) for n in several},
+            **{f"turbo, {_threads(n)}": turbo(n) for n in several},
+            **{f"turbo, Pillow's bicubic, {_threads(n)}": turbo(n, **bicubic) for n in several},
         }
 
     def frame_times(self) -> dict[str, dict[str, float]]:
@@ -231,11 +226,11 @@ class Bench:
             ),
             "scaled, bilinear, against mmcv": lambda p, full: (_read_and_resize(p, size), mmcv.imresize(full, size)),
             "full size, bicubic, against Pillow": lambda p, full: (
-                _read_and_resize(p, size, "bicubic", True, False),
+                _read_and_resize(p, size, interpolation="bicubic", antialias=True, scaled_decoding=False),
                 _by_pillow(full, size),
             ),
             "scaled, bicubic, against Pillow": lambda p, full: (
-                _read_and_resize(p, size, "bicubic", True),
+                _read_and_resize(p, size, interpolation="bicubic", antialias=True),
                 _by_pillow(full, size),
             ),
             "mmcv, bilinear, against Pillow": lambda p, full: (mmcv.imresize(full, size), _by_pillow(full, size)),
@@ -244,10 +239,12 @@ class Bench:
         return {name: _difference([make(*image) for image in images]) for name, make in pairs.items()}
 
 
-def _read_and_resize(
-    path: str, size: tuple[int, int], interpolation: str = "bilinear", antialias: bool = False, scaled_decoding=True
-) -> np.ndarray:
-    return resize_image(EncodedImage(path, read_file(path)), size, interpolation, antialias, scaled_decoding)
+def _read_and_resize(path: str, size: tuple[int, int], **options: Any) -> np.ndarray:
+    return resize_image(EncodedImage(path, read_file(path)), size, **options)
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def _by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -33,7 +33,7 @@ CORE = ("ragged", "matching", "heatmap", "losses")
 def versions() -> dict[str, str | None]:
     """Installed version of each package that this one works with; None where it is not installed."""
     found: dict[str, str | None] = {"torch": torch.__version__}
-    for name in ("numpy", "scipy", *MM_PACKAGES):
+    for name in ("numpy", "scipy", "simplejpeg", *MM_PACKAGES):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -398,13 +398,24 @@ def test_windows_hold_the_frames_of_single_loads(nuscenes_root, pipelines):
     assert tokens == ["sample-0-1", "sample-0-2", "sample-0-3"]
 
 
-def test_missing_image_in_a_worker(nuscenes_root, tmp_path, pipelines):
+@pytest.mark.parametrize("kind", ["missing", "cut"])
+def test_bad_image_in_a_worker(nuscenes_root, tmp_path, pipelines, kind):
+    """The error names the file and the frame; the next batch is whole again once the file is."""
     root = tmp_path / "copy"
     shutil.copytree(nuscenes_root, root)
-    gone = root / "samples" / "CAM_BACK" / "sample-0-1.jpg"
-    gone.unlink()
-    dataset = StreamNuScenesDataset(data_root=str(root), ann_file="infos.pkl", pipeline=pipelines.train)
-    batches = iter(torch.utils.data.DataLoader(dataset, sampler=[1], num_workers=1, collate_fn=list))
-    with pytest.raises(FileNotFoundError, match=str(gone)):
+    bad = root / "samples" / "CAM_BACK" / "sample-0-1.jpg"
+    content = bad.read_bytes()
+    if kind == "missing":
+        bad.unlink()
+    else:
+        bad.write_bytes(content[:500])
+    dataset = StreamNuScenesDataset(data_root=str(root), ann_file="infos.pkl", pipeline=fast_pipeline(pipelines, 2))
+    loader = torch.utils.data.DataLoader(dataset, sampler=[1], num_workers=1, collate_fn=list)
+    batches = iter(loader)
+    with pytest.raises((FileNotFoundError, ValueError), match=rf"{bad} (does not exist|is broken).*frame sample-0-1"):
         next(batches)
     batches._shutdown_workers()  # else the garbage collector does it, and takes seconds
+    bad.write_bytes(content)
+    batches = iter(loader)
+    assert next(batches)[0]["data_samples"].token == "sample-0-1"
+    batches._shutdown_workers()
