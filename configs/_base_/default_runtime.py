@@ -3,6 +3,7 @@ default_scope = "mmdet3d"
 custom_imports = dict(imports=["raggedbev.mm.streampetr", "raggedbev.mm.hooks"], allow_failed_imports=False)
 
 default_hooks = dict(
+    runtime_info=dict(type="DeferredRuntimeInfoHook"),
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),

@@ -6,8 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from raggedbev.losses import FocalHeadLossConfig, focal_head_loss
+from raggedbev.losses import FocalHeadLossConfig, GroundTruth2D, focal_head_loss
 from raggedbev.losses.reference import focal_head_loss_reference
 from raggedbev.losses.terms import BalancedL1, SmoothL1
 from raggedbev.matching import HungarianMatcher2D
@@ -50,6 +52,24 @@ def test_parity(sizes, dtype):
     losses, grads = check_parity(predictions_2d(len(sizes), dtype), ground_truth_2d(sizes, dtype))
     assert all(value.isfinite() for value in losses.values())
     assert all(grad.isfinite().all() for grad in grads)
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8), double=st.booleans(), seed=st.integers(0, 10**6))
+def test_random_cases(sizes, double, seed):
+    dtype = torch.float64 if double else torch.float32
+    check_parity(predictions_2d(len(sizes), dtype, seed + 1), ground_truth_2d(sizes, dtype, seed))
+
+
+@dtypes
+def test_all_objects_equal(dtype):
+    gt = ground_truth_2d([5, 0, 4], dtype)
+    for index in (0, 2):
+        gt.box_list[index][:] = gt.box_list[0][1].clone()
+        gt.center_list[index][:] = gt.center_list[0][1].clone()
+        gt.label_list[index][:] = 3
+    losses, grads = check_parity(predictions_2d(3, dtype), gt)
+    assert all(value.isfinite() for value in losses.values()) and all(grad.isfinite().all() for grad in grads)
 
 
 @dtypes
@@ -109,6 +129,19 @@ def test_mean_over_ranks_is_one_call(dtype):
 def test_other_settings(matcher, options):
     config = dataclasses.replace(FocalHeadLossConfig(), **options)
     check_parity(predictions_2d(3, torch.float64), ground_truth_2d([4, 0, 6], torch.float64), config, matcher)
+
+
+def test_objects_on_another_device():
+    gt, preds = ground_truth_2d([2, 1], torch.float32), predictions_2d(2, torch.float32)
+    lists = ([tensor.to("meta") for tensor in part] for part in (gt.box_list, gt.label_list, gt.center_list))
+    with pytest.raises(ValueError, match="ground truth is on meta, predictions are on cpu"):
+        focal_head_loss(*preds, GroundTruth2D(*lists), HungarianMatcher2D(), FocalHeadLossConfig(), PAD_SHAPE)
+
+
+def test_sizes_that_disagree():
+    gt = ground_truth_2d([2, 3], torch.float32)
+    with pytest.raises(ValueError, match=r"GroundTruth2D: center_list of image 0 must be \(2, 2\), got \(1, 2\)"):
+        GroundTruth2D(gt.box_list, gt.label_list, [gt.center_list[0][1:], gt.center_list[1]])
 
 
 def test_wrong_shapes_are_named():

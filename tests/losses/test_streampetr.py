@@ -6,6 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from raggedbev.losses import DenoisingOutput, GroundTruth3D, StreamPETRLossConfig, streampetr_loss
 from raggedbev.losses.reference import streampetr_loss_reference
@@ -60,6 +62,31 @@ def test_parity(sizes, with_dn, dtype):
     losses, grads = check_parity(predictions_3d(LAYERS, len(sizes), dtype), gt, dn)
     assert all(value.isfinite() for value in losses.values())
     assert all(grad.isfinite().all() for grad in grads)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=8),
+    layers=st.sampled_from([1, 2, 6]),
+    queries=st.sampled_from([4, 15, 40]),
+    double=st.booleans(),
+    with_dn=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_random_cases(sizes, layers, queries, double, with_dn, seed):
+    dtype = torch.float64 if double else torch.float32
+    gt = ground_truth_3d(sizes, dtype, seed)
+    dn = denoising_3d(gt, layers, dtype, seed + 2) if with_dn else None
+    check_parity(predictions_3d(layers, len(sizes), dtype, queries, seed + 1), gt, dn)
+
+
+@dtypes
+def test_all_objects_equal(dtype):
+    gt = ground_truth_3d([5, 0, 4], dtype)
+    for boxes, labels in zip(gt.box_list, gt.label_list, strict=True):
+        boxes[:], labels[:] = gt.box_list[0][0].clone(), 3
+    losses, grads = check_parity(predictions_3d(LAYERS, 3, dtype), gt, denoising_3d(gt, LAYERS, dtype))
+    assert all(value.isfinite() for value in losses.values()) and all(grad.isfinite().all() for grad in grads)
 
 
 @dtypes
@@ -184,6 +211,30 @@ def test_padding_does_not_matter():
     two, two_grads = run(streampetr_loss, HungarianMatcher3D(), preds, wide, None, config)
     torch.testing.assert_close(two, one, rtol=1e-13, atol=0)  # only the order of summation differs
     torch.testing.assert_close(two_grads, one_grads, rtol=1e-13, atol=0)
+
+
+def test_objects_on_another_device():
+    gt, preds = ground_truth_3d([2, 1], torch.float32), predictions_3d(LAYERS, 2, torch.float32)
+    elsewhere = GroundTruth3D(
+        [boxes.to("meta") for boxes in gt.box_list], [labels.to("meta") for labels in gt.label_list]
+    )
+    for function, assigner in (
+        (streampetr_loss, HungarianMatcher3D()),
+        (streampetr_loss_reference, PerSampleMatcher3D()),
+    ):
+        with pytest.raises(ValueError, match="ground truth is on meta, predictions are on cpu"):
+            function(*preds, elsewhere, assigner, StreamPETRLossConfig())
+    mixed = GroundTruth3D([gt.box_list[0], gt.box_list[1].to("meta")], gt.label_list)
+    with pytest.raises(ValueError, match=r"all samples must have the same device, got cpu and meta \(sample 1\)"):
+        streampetr_loss(*preds, mixed, HungarianMatcher3D(), StreamPETRLossConfig())
+
+
+def test_sizes_that_disagree():
+    gt = ground_truth_3d([2, 3], torch.float32)
+    with pytest.raises(ValueError, match=r"GroundTruth3D: label_list of sample 1 must be \(3,\), got \(2,\)"):
+        GroundTruth3D(gt.box_list, [gt.label_list[0], gt.label_list[1][1:]])
+    with pytest.raises(ValueError, match="GroundTruth3D: label_list has 1 samples, box_list has 2"):
+        GroundTruth3D(gt.box_list, gt.label_list[:1])
 
 
 def test_wrong_shapes_are_named():

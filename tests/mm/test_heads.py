@@ -136,6 +136,10 @@ def test_wrong_shapes_and_settings(kind):
         ValueError, match=r"box_preds must be \(2, 3, 14, 10\) with 10 code weights, got \(2, 3, 14, 8\)"
     ):
         head.loss({**outs, "all_bbox_preds": outs["all_bbox_preds"][..., :8]}, gt)
+    with pytest.raises(ValueError, match=f"{kind}StreamPETRHead has 2 decoder layers, got predictions of 1"):
+        head.loss(
+            {**outs, "all_cls_scores": outs["all_cls_scores"][:1], "all_bbox_preds": outs["all_bbox_preds"][:1]}, gt
+        )
     with pytest.raises(ValueError, match="predictions are for 2 samples, ground truth is for 3"):
         head.loss(
             {**outs, "all_cls_scores": outs["all_cls_scores"][:, :2], "all_bbox_preds": outs["all_bbox_preds"][:, :2]},

@@ -19,6 +19,7 @@ from raggedbev.mm.hooks import (
     NonFiniteWarningHook,
     check_checkpoint,
 )
+from raggedbev.profiling.syncs import HostSyncCounter
 
 
 class _Numbers(torch.utils.data.Dataset):
@@ -149,7 +150,7 @@ def test_non_finite_predictions_are_reported_once(monkeypatch):
 
 
 class _ManyLosses(BaseModel):
-    """Losses of different sizes in every step, one of them in some steps only."""
+    """Thirty losses of different sizes in every step, one more in some steps only."""
 
     def __init__(self):
         super().__init__()
@@ -158,42 +159,51 @@ class _ManyLosses(BaseModel):
 
     def forward(self, inputs, mode="loss"):
         self.step += 1
-        losses = {
-            "loss_cls": self.line(inputs).mean() * 0 + self.step / 7,
-            "loss_bbox": self.line(inputs) * 0 + self.step**2,
-        }
+        losses = {f"d{i}.loss_cls": self.line(inputs).mean() * i / 7 + self.step for i in range(29)}
+        losses["loss_bbox"] = self.line(inputs) * 0 + self.step**2
         return losses if self.step % 3 else {**losses, "loss_rare": self.line(inputs).sum() * 0 + 1}
 
 
-def _log_of(work_dir, hook, interval, max_iters, monkeypatch=None, reads=None):
+def _log_of(work_dir, runtime_info, interval, max_iters):
+    """A run with the hook as a config names it: what was logged, and what the device was asked on the way."""
+    allow_checkpoint_globals()
     torch.manual_seed(0)
-    runner = _runner(work_dir, max_iters)
-    runner.model = _ManyLosses()
-    runner._hooks = [h for h in runner._hooks if not isinstance(h, RuntimeInfoHook)]
-    runner.register_hook(hook)
-    logger = next(h for h in runner.hooks if isinstance(h, LoggerHook))
-    logger.interval = interval
-    if reads is not None:
-        item = torch.Tensor.item
-        monkeypatch.setattr(torch.Tensor, "item", lambda self: (reads.append(1), item(self))[1])
-    runner.train()
-    if reads is not None:
-        monkeypatch.undo()
+    hooks = {} if runtime_info is None else {"runtime_info": {"type": runtime_info}}
+    data = {"dataset": _Numbers(), "batch_size": 2, "sampler": {"type": DefaultSampler}}
+    runner = Runner(
+        model=_ManyLosses(),
+        work_dir=str(work_dir),
+        train_dataloader={**data, "collate_fn": {"type": "default_collate"}},
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 1e-3}, "clip_grad": {"max_norm": 35, "norm_type": 2}},
+        train_cfg={"by_epoch": False, "max_iters": max_iters},
+        default_hooks={"logger": {"type": LoggerHook, "interval": interval}, "checkpoint": None, **hooks},
+        log_processor={"by_epoch": False, "window_size": 2},
+        randomness={"seed": 0},
+        experiment_name=work_dir.name,
+        default_scope="mmdet3d",
+    )
+    assert sum(isinstance(hook, RuntimeInfoHook) for hook in runner.hooks) == 1
+    with HostSyncCounter("cpu") as syncs:
+        runner.train()
     lines = [
         json.loads(line) for path in work_dir.glob("*/vis_data/scalars.json") for line in path.read_text().splitlines()
     ]
-    return [{key: value for key, value in line.items() if "loss" in key} for line in lines if "loss" in line]
+    kept = [{key: value for key, value in line.items() if key not in ("time", "data_time")} for line in lines]
+    return [line for line in kept if "loss" in line], dict(syncs.by_kind)
 
 
-@pytest.mark.parametrize("interval", [1, 3, 4])
-def test_deferred_losses_are_logged_as_ever(tmp_path, interval, monkeypatch):
-    logs, reads = [], {}
-    for hook in (RuntimeInfoHook(), DeferredRuntimeInfoHook()):
-        name = type(hook).__name__
-        reads[name] = []
-        logs.append(_log_of(tmp_path / f"{name}{interval}", hook, interval, 10, monkeypatch, reads[name]))
-    assert logs[0] == logs[1] and len(logs[0]) == 10 // interval
-    assert len(reads["RuntimeInfoHook"]) >= 30 > len(reads["DeferredRuntimeInfoHook"])
+@pytest.mark.parametrize("interval", [1, 4])
+def test_losses_are_read_once_when_they_are_logged(tmp_path, interval):
+    """One line of the config; thirty losses, their sum and the norm of the gradients in one transfer."""
+    steps = 6
+    stock, stock_syncs = _log_of(tmp_path / f"stock{interval}", None, interval, steps)
+    deferred, syncs = _log_of(tmp_path / f"deferred{interval}", "DeferredRuntimeInfoHook", interval, steps)
+    assert stock == deferred and len(stock) == steps // interval and "grad_norm" in stock[0]
+    once = {"tolist": 1, "_local_scalar_dense": 1}  # the order of the samples, and the loader's seed
+    rest = steps % interval > 0  # handed on at the end
+    assert syncs["tolist"] == once["tolist"] + steps // interval + rest
+    assert syncs["_local_scalar_dense"] == once["_local_scalar_dense"]
+    assert stock_syncs["_local_scalar_dense"] >= once["_local_scalar_dense"] + 32 * steps
 
 
 def test_deferred_losses_are_in_checkpoints(tmp_path):

@@ -242,6 +242,18 @@ def test_two_ranks():
 # -- values that are not finite --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["DETRHead", "DINOHead"])
+def test_all_objects_equal(name):
+    stock, ours = build(name, batched=False), build(name, batched=True)
+    with default_dtype(torch.float64):
+        given, preds = case(name, stock.cls_out_channels, sizes=[4, 3])
+    for truth in given["batch_gt_instances"]:
+        truth.bboxes[:], truth.labels[:] = truth.bboxes[:1].clone(), 2
+    (wanted, wanted_grads), (found, found_grads) = run(stock, given, preds), run(ours, given, preds)
+    assert all(torch.allclose(found[key], wanted[key], rtol=1e-10) for key in wanted)
+    assert all(torch.allclose(one, other, rtol=1e-9) for one, other in zip(found_grads, wanted_grads, strict=True))
+
+
 def test_problems_without_a_solution_are_not_silent():
     head = build("DETRHead", batched=True)
     given, preds = case("DETRHead", head.cls_out_channels, layers=3)
@@ -496,6 +508,10 @@ def _changed(given, **changes):
         ),
         ({"all_layers_bbox_preds": lambda t: t[:1]}, "all_layers_cls_scores must be"),
         ({"enc_bbox_preds": lambda t: t[:, 1:]}, r"enc_cls_scores must be \[B, Q, 5\] and enc_bbox_preds \[B, Q, 4\]"),
+        (
+            {key: lambda t: t.repeat(4, 1, 1, 1) for key in ("all_layers_cls_scores", "all_layers_bbox_preds")},
+            "BatchedDINOHead must have predictions of 1 to 6 decoder layers, got 8",
+        ),
         ({"batch_gt_instances": lambda t: t[1:]}, "predictions are of 3 images, got objects of 2 and img_metas of 3"),
         ({"batch_img_metas": lambda t: t[1:]}, "predictions are of 3 images, got objects of 3 and img_metas of 2"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
+from contextlib import contextmanager
 from datetime import timedelta
 
 warnings.simplefilter("ignore")
@@ -24,11 +25,34 @@ def check_close(found, wanted):
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
 
 
+@contextmanager
+def counted_reductions():
+    """How many numbers each all_reduce inside averages."""
+    calls, reduce = [], dist.all_reduce
+
+    def counted(tensor, *args, **kwargs):
+        calls.append(tensor.numel())
+        return reduce(tensor, *args, **kwargs)
+
+    dist.all_reduce = counted
+    try:
+        yield calls
+    finally:
+        dist.all_reduce = reduce
+
+
 def check_losses(rank, sizes):
     """Batched and per-sample losses agree on each rank, with counts averaged over the ranks."""
     gt, gt2d = truth_3d(sizes), truth_2d(sizes)
     batched = head_3d("Batched")
-    losses = batched.loss(outputs_3d(gt), gt)
+    with counted_reductions() as calls:
+        losses = batched.loss(outputs_3d(gt), gt)
+        assert calls == [3], calls  # matches of two layers, and denoising objects
+        head_2d("Batched").loss(outputs_2d(), gt2d, PAD_SHAPE)
+        assert calls == [3, 1], calls
+        calls.clear()
+        head_3d("PerSample").loss(outputs_3d(gt), gt)
+        assert len(calls) == 4, calls
     check_close(losses, head_3d("PerSample").loss(outputs_3d(gt), gt))
     check_close(
         head_2d("Batched").loss(outputs_2d(), gt2d, PAD_SHAPE), head_2d("PerSample").loss(outputs_2d(), gt2d, PAD_SHAPE)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, is_main_process
 from mmengine.hooks import CheckpointHook, Hook, LoggerHook, RuntimeInfoHook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop
 
@@ -210,23 +212,30 @@ class NonFiniteWarningHook(Hook):
 class DeferredRuntimeInfoHook(RuntimeInfoHook):
     """mmengine's ``RuntimeInfoHook``, whose losses wait on the device until they are logged.
 
-    The stock hook reads every loss of every step, some thirty waits for the device in a step of a DETR-like detector.
-    This one keeps a copy of them there, and reads all at once when a ``LoggerHook`` is about to write, before a
-    checkpoint and at the end. The logs are the same.
+    The stock hook reads every loss of every step, and the optimiser wrapper the norm of clipped gradients: some thirty
+    waits for the device in a step of a DETR-like detector. This one keeps a copy of them there, and reads all at once,
+    in one transfer, when a ``LoggerHook`` is about to write, before a checkpoint and at the end. The logs are the same.
 
     ``default_hooks=dict(runtime_info=dict(type='DeferredRuntimeInfoHook'))`` switches it on.
     """
 
     def __init__(self) -> None:
-        self._pending: list[tuple[list[str], torch.Tensor]] = []  # of a step: names and values
+        self._pending: list[tuple[list[str], torch.Tensor]] = []  # names and values that were kept together
+
+    def before_train(self, runner) -> None:
+        """Let gradients be clipped without a look at their norm."""
+        super().before_train(runner)
+        wrapper = runner.optim_wrapper
+        for one in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+            if getattr(one, "clip_grad_kwargs", None):
+                one.clip_func = self._keeping_norm(one.clip_func, one.grad_name)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs: dict | None = None) -> None:
         """Keep the losses; hand them on when they are about to be logged."""
         outputs = outputs or {}
         on_device = {key: value for key, value in outputs.items() if _is_number_on_device(value)}
         if on_device:
-            values = torch.stack([value.detach().reshape(()).double() for value in on_device.values()])
-            self._pending.append((list(on_device), values))
+            self._keep(on_device)
         if len(on_device) < len(outputs):
             others = {key: value for key, value in outputs.items() if key not in on_device}
             super().after_train_iter(runner, batch_idx, data_batch, others)
@@ -242,6 +251,20 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     def after_train(self, runner) -> None:
         """Hand on the rest."""
         self._hand_on(runner)
+
+    def _keeping_norm(self, clip: Callable[..., torch.Tensor | None], name: str) -> Callable[..., None]:
+        """``clip``, which keeps its result instead of giving it to the wrapper, who would read it."""
+
+        def clip_and_keep(*args: Any, **kwargs: Any) -> None:
+            norm = clip(*args, **kwargs)
+            if norm is not None:
+                self._keep({name: norm})
+
+        return clip_and_keep
+
+    def _keep(self, numbers: dict[str, torch.Tensor]) -> None:
+        values = torch.stack([value.detach().reshape(()).double() for value in numbers.values()])
+        self._pending.append((list(numbers), values))
 
     def _is_logged_now(self, runner, batch_idx: int) -> bool:
         loggers = (hook for hook in runner.hooks if isinstance(hook, LoggerHook))

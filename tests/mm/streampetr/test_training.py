@@ -81,6 +81,30 @@ def test_both_kinds_agree(counts):
         )
 
 
+def test_trainings_go_the_same_way():
+    """Step by step through frames that follow each other; AdamW makes more of rounding with every step."""
+    torch.manual_seed(5)
+    frames = []
+    for index, counts in enumerate([(3, 1), (2, 0), (5, 2)]):
+        batch = inputs(prev_exists=float(index > 0), time=0.5 * index, seed=index)
+        frames.append(({**batch, "img": batch["img"].double()}, [sample(count, time=0.5 * index) for count in counts]))
+    histories, weights = [], []
+    for kind in ("PerSample", "Batched"):
+        model, history = real(kind).double(), []
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for index, frame in enumerate(frames):
+            losses, _ = step(model, *frame, seed=index)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 35)
+            optimizer.step()
+            history.append({name: loss.item() for name, loss in losses.items()})
+        histories.append(history)
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    for per_sample, batched in zip(*histories, strict=True):
+        assert batched == pytest.approx(per_sample, rel=1e-8)
+    assert len({history["loss_cls"] for history in histories[0]}) == len(frames)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("counts", [(3, 0), (0, 0)])
 def test_every_parameter_has_a_gradient(counts):
     model = real("Batched")

@@ -64,6 +64,9 @@ class _StreamPETRLoss(NonfiniteCounter, StreamPETRHeadBase):
             ValueError: shapes do not fit the config, or there is no assigner.
         """
         logits, boxes = outs["all_cls_scores"], outs["all_bbox_preds"]
+        layers = self.transformer.num_layers
+        if len(logits) != layers:
+            raise ValueError(f"{type(self).__name__} has {layers} decoder layers, got predictions of {len(logits)}")
         with full_precision(logits):
             self.count_nonfinite(logits, boxes)
             return self._compute(logits, boxes, gt, outs.get("dn"))
