@@ -37,6 +37,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from raggedbev import linear_assignment
+from raggedbev.profiling.interleave import Progress
 from raggedbev.profiling.report import describe_machine, write_json
 
 KINDS = ("random", "trained", "crowded")
@@ -273,11 +274,15 @@ def main() -> None:
     if args.shapes:
         shapes = {axis: tuple(args.shapes) for axis in shapes}
     rows = []
-    for kind in args.kinds or (("trained", "crowded") if args.study == "growth" else KINDS):
+    kinds = args.kinds or (("trained", "crowded") if args.study == "growth" else KINDS)
+    progress = Progress(len(kinds) * sum(map(len, shapes.values())))
+    for kind in kinds:
         for axis, shapes_of_axis in shapes.items():
             for shape in shapes_of_axis:
+                progress.step(f"{kind} {shape}")
                 times = time_case(arms, make_costs(kind, shape, args.seed).to(device), args.repeats, args.budget)
                 rows.append({"kind": kind, "axis": axis, "shape": str(shape), **vars(shape), "ms": times})
+                progress.clear()
                 print(line(kind, shape, times), flush=True)
     report["rows"] = rows
     if args.json:

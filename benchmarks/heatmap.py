@@ -37,6 +37,7 @@ from raggedbev.heatmap.reference import center_head_targets_reference, draw_one_
 from raggedbev.heatmap.targets import focal_head_heatmap
 from raggedbev.losses import GroundTruth2D
 from raggedbev.losses.reference import focal_head_heatmap_reference
+from raggedbev.profiling.interleave import Progress
 
 CASES = ("draw", "focal", "center", "sweep")
 TASKS = (1, 2, 2, 1, 2, 2)
@@ -200,11 +201,12 @@ def require_equal(arms: dict[str, Arm]) -> None:
         assert one.dtype == other.dtype and torch.equal(one, other), "the arms disagree"
 
 
-def sweep(seed: int, device: torch.device, repeats: int, clock: str) -> list[dict[str, Any]]:
+def sweep(seed: int, device: torch.device, repeats: int, clock: str, progress: Progress) -> list[dict[str, Any]]:
     """The operator over objects of a map (radius 4) and over radii (60 objects): 8 maps of 128x128."""
     rows = []
     for kind, values in (("objects", OBJECTS), ("radius", RADII)):
         for value in values:
+            progress.step(f"sweep, {kind} {value}", 0.25)
             objects, radius = (value, 4) if kind == "objects" else (60, value)
             entries = draw_objects(8, 0, 128, 128, objects, 1, seed, device)
             index = torch.arange(8, device=device).unsqueeze(1).expand(8, objects)
@@ -215,6 +217,7 @@ def sweep(seed: int, device: torch.device, repeats: int, clock: str) -> list[dic
 
             ms = medians({"batched": operator}, device, repeats, clock)["batched"]
             rows.append({"kind": kind, "value": value, "ms": ms})
+            progress.clear()
             print(f"8 maps of 128x128, {objects:5} objects, radius {radius:3}: {ms:8.3f} ms", flush=True)
     return rows
 
@@ -281,14 +284,17 @@ def main() -> None:
         cases["Focal head, 48 images, 14 objects"] = lambda: focal_case(args.seed, device)
     if "center" in args.cases:
         cases["CenterHead, batch 8, 128x128, 60 objects"] = lambda: center_case(args.seed, device)
+    progress = Progress(len(cases) + ("sweep" in args.cases) * (len(OBJECTS) + len(RADII)) / 4)
     for case, make in cases.items():
+        progress.step(case)
         arms = make()
         require_equal(arms)
         ms = medians(arms, device, args.repeats, args.clock)
         report["rows"].append({"case": case, "ms": ms, "ratio": ms["loop"] / ms["batched"]})
+        progress.clear()
         print(f"{case:45} {ms['loop']:10.2f} ms -> {ms['batched']:8.3f} ms  {ms['loop'] / ms['batched']:7.1f}x")
     if "sweep" in args.cases:
-        report["sweep"] = sweep(args.seed, device, args.repeats, args.clock)
+        report["sweep"] = sweep(args.seed, device, args.repeats, args.clock, progress)
         if args.plot:
             plot(report["sweep"], args.plot, name)
     if args.json:

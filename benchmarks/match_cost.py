@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
 import platform
 import statistics
@@ -25,6 +24,8 @@ import torch
 from torch import Tensor
 
 from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D, costs
+from raggedbev.profiling.interleave import Progress
+from raggedbev.profiling.memory import peak_memory
 
 KINDS = ("3d", "2d")
 SHAPES = ("10x900", "20x428", "60x428", "60x900", "100x900")
@@ -81,18 +82,10 @@ def make_arms(kind: str, problems: int, num_gt: int, num_preds: int, device: tor
     return (arms_3d if kind == "3d" else arms_2d)(problems, num_gt, num_preds, rand, labels)
 
 
-def peak_memory(call: Callable[[], Tensor], device: torch.device) -> float:
+def peak_of_result(call: Callable[[], Tensor], device: torch.device) -> float:
     """Bytes that torch has allocated for one call at its peak, its result included, per byte of the result."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        size = call().nbytes
-        return (torch.cuda.max_memory_allocated(device) - before) / size
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-    events = (event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]")
-    in_order = sorted(events, key=lambda event: event.start_ns())
-    return max(itertools.accumulate(event.nbytes() for event in in_order)) / result.nbytes
+    size = call().nbytes
+    return peak_memory(call, device) / size
 
 
 def time_case(arms: Arms, repeats: int, device: torch.device) -> dict[str, float]:
@@ -128,15 +121,18 @@ def main() -> None:
         "problems": args.problems,
         "rows": [],
     }
+    progress = Progress(len(args.kinds) * len(args.shapes))
     for kind in args.kinds:
         for shape in args.shapes:
+            progress.step(f"{kind} {shape}")
             num_gt, num_preds = (int(number) for number in shape.split("x"))
             arms = make_arms(kind, args.problems, num_gt, num_preds, args.device)
-            peaks = {name: peak_memory(call, args.device) for name, call in arms.items()}
+            peaks = {name: peak_of_result(call, args.device) for name, call in arms.items()}
             times = time_case(arms, args.repeats, args.device)
             report["rows"].append({"kind": kind, "shape": shape, "ms": times, "peak": peaks})
             ratio = times["composed"] / times["fused"]
             memory = f"peak memory {peaks['fused']:.2f} and {peaks['composed']:.2f} of the result"
+            progress.clear()
             print(
                 f"{kind} {args.problems} x {shape:8} fused {times['fused']:8.3f} ms, "
                 f"composed {times['composed']:8.3f} ms ({ratio:5.1f}x); {memory}",

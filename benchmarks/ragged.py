@@ -35,6 +35,7 @@ import torch
 from ragged_cases import OURS, Case, make_cases, make_problem, packing
 from torch import Tensor
 
+from raggedbev.profiling.interleave import Progress
 from raggedbev.profiling.report import describe_machine, write_json
 
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
@@ -254,7 +255,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         (batch, *rest, make_cases) for batch, *rest in itertools.product(args.batch, args.objects, args.channels)
     ]
     problems += [(args.lists, *rest, lambda p: [packing(p)]) for rest in itertools.product(args.objects, args.channels)]
+    progress = Progress(len(problems))
     for batch, objects, channels, cases_of in problems:
+        progress.step(f"{batch} x {objects} x {channels}")
         problem = make_problem(batch, objects, channels, device, dtype, args.seed)
         shape = {"batch": batch, "objects": objects, "channels": channels}
         for case in cases_of(problem):
@@ -265,6 +268,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             for result in run_case(case, shape, args, copy):
                 report["results"].append(result)
+                progress.clear()
                 print(line_of(result), flush=True)
     report["summary"] = summary_of(report["results"])
     return report

@@ -116,7 +116,12 @@ class Progress:
         print(f"\r{padded}" if is_terminal else line, end="" if is_terminal else "\n", file=sys.stderr, flush=True)
         self.printed, self.width = now, len(line)
 
-    def done(self) -> None:
-        """Ends the changing line."""
+    def clear(self) -> None:
+        """Wipes the changing line, so that something else can be printed."""
         if not self.silent and sys.stderr.isatty():
             print(f"\r{' ' * self.width}\r", end="", file=sys.stderr, flush=True)
+            self.width = 0
+
+    def done(self) -> None:
+        """Ends the changing line."""
+        self.clear()
