@@ -245,14 +245,16 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", choices=("table", "small", "growth"), default="table")
+    parser.add_argument(
+        "--study", choices=("table", "small", "growth"), default="table", help="which lines (default: table)"
+    )
     parser.add_argument("--shapes", nargs="+", type=Shape.parse, help="problems x objects x predictions")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, help="default: all; for growth trained and crowded")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="of native and lapx, CPU (default: 1)")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each arm (default: %(default)s)")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds that a peer may take for a line")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--plot", type=Path, help="draw the growth here (needs matplotlib)")
     args = parser.parse_args()

@@ -355,7 +355,12 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--channels", type=int, nargs="+", default=[1, 16, 256], help="(default: 1 16 256)")
     parser.add_argument("--lists", type=int, default=48, help="lists that combine_data packs (default: 48)")
     parser.add_argument("--helpers", nargs="+", help="time these only (default: all)")
-    parser.add_argument("--dtype", choices=[str(t).removeprefix("torch.") for t in TOLERANCE], default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=[str(t).removeprefix("torch.") for t in TOLERANCE],
+        default="float32",
+        help="of the data (default: %(default)s)",
+    )
     parser.add_argument("--repeats", type=int, help="(default: 15; cuda: 50)")
     parser.add_argument("--budget", type=float, default=20, help="seconds per case and pass (default: 20)")
     parser.add_argument("--max-mib", type=int, default=2048, help="skip cases that move more in a pass (default: 2048)")
@@ -372,7 +377,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         default="keep",
         help="keep: glibc's malloc keeps what is freed; default: as it is configured (default: keep)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     parser.add_argument("--json", help="write the report here")
     args = parser.parse_args(arguments)
     device = args.device.partition(":")[0]

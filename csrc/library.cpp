@@ -45,7 +45,7 @@ TORCH_LIBRARY(raggedbev, m) {
       "float gamma, float eps, float overlap_weight, bool giou, bool finite) -> (Tensor cost, Tensor minima)",
       {at::Tag::pt2_compliant_tag});
 
-  // Cost [problems, G, P], num_gt [problems]: see plugin/raggedbev/matching/assignment.py.
+  // Cost [..., G, P], num_gt [...]: see plugin/raggedbev/matching/assignment.py.
   m.def(
       "linear_assignment(Tensor cost, Tensor? num_gt, Tensor? minima, bool last_resort, bool duals) "
       "-> (Tensor pred_of_gt, Tensor gt_of_pred, Tensor status, Tensor dual_of_gt, Tensor dual_of_pred)",

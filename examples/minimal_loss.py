@@ -197,8 +197,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-objects", type=int, default=30, help="samples have 0 to this many objects (default: 30)")
     parser.add_argument("--predictions", type=int, default=100, help="per sample and layer (default: 100)")
     parser.add_argument("--classes", type=int, default=10, help="object classes (default: 10)")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--dtype", choices=["float32", "float64"], default="float32", help="of the data (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     args = parser.parse_args(arguments)
     for name, least in (("batch_size", 1), ("layers", 1), ("max_objects", 0), ("predictions", 1), ("classes", 1)):
         if getattr(args, name) < least:

@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Compiles every CUDA source for every architecture from sm_75 to sm_121 that the nvcc found here knows. Needs neither a
-# GPU nor torch. Warnings and register spills are errors. ARCHS="sm_80 sm_90" chooses architectures.
+# GPU nor torch. Warnings and register spills are errors.
+#
+#   scripts/cuda_check.sh
+#   ARCHS="sm_80 sm_90" scripts/cuda_check.sh      # some architectures only
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 nvcc=${CUDA_HOME:+$CUDA_HOME/bin/nvcc}

@@ -8,6 +8,7 @@
 # PYTHON chooses the interpreter (python3), STEPS="build tests" some of the steps, LIMIT the seconds that a step may take.
 # A failed step does not stop those after it, except the build; the exit status says whether any failed.
 set -uo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 out=${1:-build/gpu-check}

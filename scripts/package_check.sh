@@ -6,6 +6,7 @@
 #
 # PYTHON chooses the interpreter (.venv/bin/python); it needs torch, SciPy and requirements/package.txt.
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 out=${1:-build/package}

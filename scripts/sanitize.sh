@@ -4,7 +4,11 @@
 # host twins of the device's kernels with their lanes in shuffled orders. Before that, ThreadSanitizer looks for syncs that
 # the assignment's kernels lack. The normal build is not touched. Needs g++. TWINS="0 1 shuffle:7" chooses what pytest
 # runs on; arguments go to pytest.
+#
+#   scripts/sanitize.sh
+#   TWINS=0 scripts/sanitize.sh -k gather
 set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
 
 python=$PWD/.venv/bin/python
@@ -30,6 +34,7 @@ if not _C.__file__.startswith('$build'):
 # What traces rather than runs kernels is left out: slow here, and nothing new for the sanitizers.
 for twin in ${TWINS:-0 shuffle}; do
   echo "RAGGEDBEV_HOST_TWIN=$twin"
-  RAGGEDBEV_HOST_TWIN=$twin "$python" -m pytest -p no:cacheprovider tests/ragged tests/heatmap tests/matching tests/losses \
+  RAGGEDBEV_HOST_TWIN=$twin "$python" -m pytest -p no:cacheprovider \
+    tests/test_python_calls.py tests/ragged tests/heatmap tests/matching tests/losses \
     -k "not compile and not export and not opcheck and not inductor" "$@"
 done

@@ -66,6 +66,69 @@ sys.exit(f"loaded: {{loaded}}" if loaded else 0)
     assert done.returncode == 0, done.stderr
 
 
+# What a part may import besides itself, in the order of the data: each names earlier ones only.
+LAYERS = {
+    "_extension": set(),
+    "geometry": set(),
+    "nuscenes": set(),
+    "profiling": set(),
+    "ragged": {"_extension", "profiling"},
+    "matching": {"_extension", "profiling", "ragged"},
+    "heatmap": {"_extension", "profiling", "ragged"},
+    "losses": {"_extension", "profiling", "ragged", "matching", "heatmap"},
+    "workload": {"profiling", "ragged", "matching", "heatmap", "losses"},
+    "": {"ragged", "matching", "heatmap", "losses"},  # raggedbev/__init__.py
+    "info": {"_extension", ""},
+    "mm": {"geometry", "nuscenes", "profiling", "ragged", "matching", "heatmap", "losses"},
+}
+# What benchmarks measure: losses.
+WORKLOADS = {f"raggedbev.profiling.{name}" for name in ("infos", "loss_scope", "workload")}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def layer_of(module: str) -> str:
+    return "workload" if module in WORKLOADS else [*module.split("."), ""][1]
+
+
+def imported_modules(module: str) -> set[str]:
+    """Modules of this package that a module imports, anywhere in its file."""
+    names = {name for name, _ in imports(ast.parse(MODULES[module].read_text()))}
+    found = {name for name in names if name in MODULES}
+    # `from raggedbev.ragged import ops` names the module, not also its package.
+    return {name for name in found if name not in {other.rpartition(".")[0] for other in found & names}} - {module}
+
+
+def test_layers_name_earlier_ones_only() -> None:
+    seen: set[str] = set()
+    for layer, below in LAYERS.items():
+        assert below <= seen, f"{layer} names a later layer"
+        seen.add(layer)
+    assert {layer_of(module) for module in MODULES} == seen
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_follow_the_data(module: str) -> None:
+    """ragged -> matching, heatmap -> losses -> mm: no part imports a later one, or one beside it."""
+    layer = layer_of(module)
+    for target in imported_modules(module):
+        allowed = layer_of(target) == layer or layer_of(target) in LAYERS[layer]
+        assert allowed, f"{module} imports {target}: {layer!r} may import {sorted(LAYERS[layer])}"
+
+
+def test_no_import_cycles() -> None:
+    """Among modules, whether an import stands at the top of a file or in a function."""
+    graph = {module: imported_modules(module) for module in MODULES}
+    while free := {module for module, targets in graph.items() if not targets & graph.keys()}:
+        graph = {module: targets for module, targets in graph.items() if module not in free}
+    assert not graph, f"cycles among {sorted(graph)}"
+
+
 def test_there_are_schemas() -> None:
     assert "draw_gaussian_heatmap" in SCHEMAS
     assert len(SCHEMAS) == len(set(SCHEMAS)) == (ROOT / "csrc" / "library.cpp").read_text().count("m.def(")

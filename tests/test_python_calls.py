@@ -254,7 +254,7 @@ def test_traces_hold_the_operator():
 
 
 @pytest.mark.parametrize("name", calls())
-def test_graphs_hold_the_operator(name):
+def test_compiled_graphs_hold_the_operator(name):
     graphs = []
 
     def keep(graph, _inputs):

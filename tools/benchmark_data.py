@@ -51,14 +51,21 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="folder of camera images (default: rendered ones)")
     parser.add_argument("--work-dir", type=Path, default=Path("work_dirs/benchmark_data"), help="for rendered images")
     parser.add_argument("--frames", type=int, default=4, help="frames to render (default: 4)")
-    parser.add_argument("--size", type=int, nargs=2, default=(704, 396), metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(704, 396),
+        metavar=("WIDTH", "HEIGHT"),
+        help="of the network's input (default: 704 396)",
+    )
     parser.add_argument("--pipelines", nargs="+", choices=PIPELINES, default=list(PIPELINES), help="default: all")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of workers (default: 0 1 2)")
     parser.add_argument("--batch-size", type=int, default=2, help="samples (default: 2)")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a loader run (default: 6)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each version (default: 5)")
     parser.add_argument("--threads", type=int, help="decoding threads of a process (default: its share of the cores)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--chart", type=Path, help="draw the chart here (PNG)")
     args = parser.parse_args(arguments)

@@ -85,7 +85,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", help="scope iteration: start from these weights (default: new ones)")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     parser.add_argument("--json", help="write the report here")
     parser.add_argument("--chart", help="draw the stage chart here (PNG; needs matplotlib)")
     parser.add_argument("--growth-chart", help="draw the batch sizes here (PNG; needs matplotlib)")

@@ -4,6 +4,7 @@
 # Several nodes: on each of them, with one and the same address,
 #   NNODES=2 NODE_RANK=0|1 MASTER_ADDR=host0 PORT=29500 tools/dist_train.sh CONFIG PROCESSES_PER_NODE
 set -eu
+case "${1:-}" in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 if [ $# -lt 2 ]; then
     echo "usage: $0 CONFIG PROCESSES_PER_NODE [flags of tools/train.py]" >&2
     exit 2

@@ -1,10 +1,10 @@
 // Linear assignment: the operator's body, shared by all devices. Costs are data: there is no gradient.
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/util/accumulate.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <tuple>
 
@@ -25,8 +25,16 @@ void check_counts(const Tensor& num_gt, int64_t most) {
                     *high, "]");
 }
 
+void check_like_lead(const Tensor& num_gt, const Tensor& cost, at::IntArrayRef lead) {
+  TORCH_CHECK_TYPE(num_gt.scalar_type() == at::kLong || num_gt.scalar_type() == at::kInt,
+                   "num_gt must be int32 or int64, got ", name_of(num_gt.scalar_type()));
+  TORCH_CHECK_VALUE(num_gt.sizes() == lead && num_gt.device() == cost.device(), "num_gt must be ", Shape{lead}, " on ",
+                    cost.device(), " like cost, got ", Shape{num_gt.sizes()}, " on ", num_gt.device());
+}
+
 void check_minima(const Tensor& minima, const Tensor& cost) {
-  const std::array<int64_t, 3> shape{cost.size(0), cost.size(1), num_blocks(cost.size(2))};
+  at::DimVector shape(cost.sizes());
+  shape.back() = num_blocks(shape.back());
   TORCH_CHECK_VALUE(minima.sizes() == at::IntArrayRef(shape), "minima must have shape ", Shape{shape}, ", got ",
                     Shape{minima.sizes()});
   TORCH_CHECK_VALUE(minima.scalar_type() == cost.scalar_type() && minima.device() == cost.device() &&
@@ -40,20 +48,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
                                                                      const std::optional<Tensor>& num_gt,
                                                                      const std::optional<Tensor>& minima,
                                                                      bool last_resort, bool duals) {
-  check_dims("cost", cost, 3, "problems, G, P");
+  TORCH_CHECK_VALUE(cost.dim() >= 2, "cost must be [..., G, P], got ", Shape{cost.sizes()});
   TORCH_CHECK_TYPE(at::isFloatingType(cost.scalar_type()), "cost must have a floating-point type, got ",
                    cost.scalar_type());
-  if (num_gt.has_value()) check_integers("num_gt", *num_gt, 1, "problems", cost);
-  const int64_t problems = cost.size(0), rows = cost.size(1), cols = cost.size(2);
+  const at::IntArrayRef lead = cost.sizes().slice(0, cost.dim() - 2);
+  const int64_t problems = c10::multiply_integers(lead), rows = cost.size(-2), cols = cost.size(-1);
+  if (num_gt.has_value()) check_like_lead(*num_gt, cost, lead);
   TORCH_CHECK_VALUE(std::max(rows, cols) <= kMostColumns, "cost must have at most 2^30 rows and columns, got ",
                     Shape{cost.sizes()});
   if (minima.has_value()) check_minima(*minima, cost);
   const c10::OptionalDeviceGuard guard(cost.device());
-  const Tensor pred_of_gt = allocate(cost, {problems, rows}, at::kLong);
-  const Tensor gt_of_pred = allocate(cost, {problems, cols}, at::kLong);
-  const Tensor status = allocate(cost, {problems}, at::kChar);
-  const Tensor of_gt = allocate(cost, {duals ? problems : 0, rows}, at::kDouble);
-  const Tensor of_pred = allocate(cost, {duals ? problems : 0, cols}, at::kDouble);
+  at::DimVector shape(cost.sizes().slice(0, cost.dim() - 1));
+  const auto for_each = [&](int64_t num, at::ScalarType type) {
+    shape.back() = num;
+    return allocate(cost, shape, type);
+  };
+  const Tensor pred_of_gt = for_each(rows, at::kLong), gt_of_pred = for_each(cols, at::kLong);
+  const Tensor status = allocate(cost, lead, at::kChar);
+  const Tensor of_gt = for_each(duals ? rows : 0, at::kDouble), of_pred = for_each(duals ? cols : 0, at::kDouble);
   if (problems == 0) return {pred_of_gt, gt_of_pred, status, of_gt, of_pred};
 
   const bool is_double = cost.scalar_type() == at::kDouble;

@@ -104,24 +104,16 @@ def load_operator(
     return call
 
 
-def fold_into_batch(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """vmap rule: the mapped dimension becomes part of B, which every tensor argument has in front."""
+def add_batch_dim(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """vmap rule: the mapped dimension is one more in front of every tensor argument and of every result."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        mapped: int = info.batch_size
-
-        def fold(arg: Any, dim: int | None) -> Any:
+        def mapped(arg: Any, dim: int | None) -> Any:
             if not isinstance(arg, torch.Tensor):
                 return arg
-            arg = arg.expand(mapped, *arg.shape) if dim is None else arg.movedim(dim, 0)
-            return arg.reshape(mapped * arg.shape[1], *arg.shape[2:])
+            return arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
 
-        def unfold(result: torch.Tensor) -> torch.Tensor:
-            return result.reshape(mapped, result.shape[0] // mapped if mapped else 0, *result.shape[1:])
-
-        results = operator(*(fold(arg, dim) for arg, dim in zip(args, in_dims, strict=True)))
-        if isinstance(results, torch.Tensor):
-            return unfold(results), 0
-        return tuple(unfold(result) for result in results), (0,) * len(results)
+        results = operator(*(mapped(arg, dim) for arg, dim in zip(args, in_dims, strict=True)))
+        return results, 0 if isinstance(results, torch.Tensor) else (0,) * len(results)
 
     return rule

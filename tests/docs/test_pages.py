@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import contextlib
 import importlib.util
 import io
 import itertools
 import re
-import runpy
 import shlex
 import sys
 import textwrap
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from markdown_pages import PAGES, ROOT, Block, Page
+from programs import parser_of
 
 HAS_MM = importlib.util.find_spec("mmdet3d") is not None
 needs_mm = pytest.mark.skipif(not HAS_MM, reason="the mm packages are not installed")
@@ -211,36 +209,6 @@ def same_but_types(before: object, after: object) -> bool:
 
 
 # Commands ---------------------------------------------------------------------------------------------------------
-
-
-class Found(Exception):
-    """Carries the parser out of a program that was about to parse its arguments."""
-
-
-@cache
-def parser_of(program: str) -> argparse.ArgumentParser:
-    """The parser of a file of the repository, or of a module of the package."""
-
-    def stop(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
-        raise Found(self)
-
-    path, argv = list(sys.path), sys.argv
-    sys.argv = [program]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
-        try:
-            if program.endswith(".py"):
-                sys.path.insert(0, str((ROOT / program).parent))
-                runpy.run_path(str(ROOT / program), run_name="__main__")
-            else:
-                with contextlib.suppress(KeyError):
-                    runpy.run_module(program, run_name="__main__", alter_sys=False)
-        except Found as found:
-            return found.args[0]
-        finally:
-            sys.path[:], sys.argv = path, argv
-    raise AssertionError(f"{program} parses no arguments")
 
 
 COMMANDS = sorted({command for page in PAGES for command in Page(page).commands})

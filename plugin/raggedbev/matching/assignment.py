@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from raggedbev._extension import COMPILED, fold_into_batch, load_operator
+from raggedbev._extension import COMPILED, add_batch_dim, load_operator
 from raggedbev.ragged.batch import RaggedBatch
 
 __all__ = ["LinearAssignment", "linear_assignment"]
@@ -139,16 +139,8 @@ def linear_assignment(
         num_gt = _broadcast(num_gt, cost)
     if cost.requires_grad:
         cost = cost.detach()
-    lead = None if cost.dim() == 3 else cost.shape[:-2]
-    if lead is not None:
-        problems, own_shape = math.prod(lead), cost.shape[-2:]
-        cost = cost.reshape(problems, *own_shape)
-        num_gt = None if num_gt is None else num_gt.reshape(problems)
-        minima = None if minima is None else minima.reshape(problems, own_shape[0], minima.shape[-1])
     solve = _solve_with_scipy if solver == "scipy" else _solve
     results = solve(cost, num_gt, minima, nonfinite == "last_resort", duals)
-    if lead is not None:
-        results = tuple(result.reshape((*lead, *result.shape[1:])) for result in results[: 5 if duals else 3])
     if check:
         _raise_status(results[2])
     return LinearAssignmentWithDuals(*results) if duals else LinearAssignment(results[0], results[1], results[2])
@@ -185,11 +177,12 @@ def _broadcast(num_gt: Tensor, cost: Tensor) -> Tensor:
     lead = cost.shape[:-2]
     if num_gt.shape == lead:
         return num_gt
-    if num_gt.dim() > len(lead) or any(
-        size not in (1, wanted) for size, wanted in zip(reversed(num_gt.shape), reversed(lead), strict=False)
-    ):
-        raise ValueError(f"num_gt must be {tuple(lead)} like cost, or broadcast to that, got {tuple(num_gt.shape)}")
-    return num_gt.expand(lead)
+    try:
+        return num_gt.expand(lead)
+    except RuntimeError:
+        raise ValueError(
+            f"num_gt must be {tuple(lead)} like cost, or broadcast to that, got {tuple(num_gt.shape)}"
+        ) from None
 
 
 def _solve_with_scipy(
@@ -198,17 +191,17 @@ def _solve_with_scipy(
     """All problems on the host; one copy there and one back."""
     if duals:
         raise ValueError("dual variables come from the native solver only, and SciPy is used")
-    num_rows, num_cols = cost.shape[1:]
-    matrices, counts = _to_host(
-        cost, cost.new_full(cost.shape[:1], num_rows, dtype=torch.long) if num_gt is None else num_gt
-    )
-    if counts.size and (counts.min() < 0 or counts.max() > num_rows):
-        raise ValueError(f"num_gt must lie in [0, {num_rows}], got values in [{counts.min()}, {counts.max()}]")
-    packed = torch.from_numpy(_solve_all(matrices, counts, last_resort)).to(cost.device)  # [problems, G + P + 1]
+    lead, (num_rows, num_cols) = cost.shape[:-2], cost.shape[-2:]
+    counts = cost.new_full(lead, num_rows, dtype=torch.long) if num_gt is None else num_gt
+    matrices, sizes = _to_host(cost.reshape(math.prod(lead), num_rows, num_cols), counts.reshape(-1))
+    if sizes.size and (sizes.min() < 0 or sizes.max() > num_rows):
+        raise ValueError(f"num_gt must lie in [0, {num_rows}], got values in [{sizes.min()}, {sizes.max()}]")
+    packed = torch.from_numpy(_solve_all(matrices, sizes, last_resort)).to(cost.device)  # [problems, G + P + 1]
+    packed = packed.reshape(*lead, packed.shape[-1])
     pred_of_gt, gt_of_pred, status = packed.split([num_rows, num_cols, 1], dim=-1)
-    no_duals = cost.new_empty((0, num_rows), dtype=torch.double), cost.new_empty((0, num_cols), dtype=torch.double)
+    no_duals = cost.new_empty((*lead, 0), dtype=torch.double)
     status = status.squeeze(-1).to(torch.int8)
-    return pred_of_gt.contiguous(), gt_of_pred.contiguous(), status, *no_duals
+    return pred_of_gt.contiguous(), gt_of_pred.contiguous(), status, no_duals, no_duals.clone()
 
 
 def _to_host(cost: Tensor, num_gt: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -293,15 +286,14 @@ def _raise_status(status: Tensor) -> None:
 def _solve_fake(
     cost: Tensor, _num_gt: Tensor | None, _minima: Tensor | None, _last_resort: bool, duals: bool
 ) -> tuple[Tensor, ...]:
-    problems, num_rows, num_cols = cost.shape
-    solved = problems if duals else 0
+    lead, (num_rows, num_cols) = cost.shape[:-2], cost.shape[-2:]
     return (
-        cost.new_empty((problems, num_rows), dtype=torch.long),
-        cost.new_empty((problems, num_cols), dtype=torch.long),
-        cost.new_empty((problems,), dtype=torch.int8),
-        cost.new_empty((solved, num_rows), dtype=torch.double),
-        cost.new_empty((solved, num_cols), dtype=torch.double),
+        cost.new_empty((*lead, num_rows), dtype=torch.long),
+        cost.new_empty((*lead, num_cols), dtype=torch.long),
+        cost.new_empty(lead, dtype=torch.int8),
+        cost.new_empty((*lead, num_rows if duals else 0), dtype=torch.double),
+        cost.new_empty((*lead, num_cols if duals else 0), dtype=torch.double),
     )
 
 
-_solve = load_operator("linear_assignment", fallback=_solve_with_scipy, fake=_solve_fake, vmap=fold_into_batch)
+_solve = load_operator("linear_assignment", fallback=_solve_with_scipy, fake=_solve_fake, vmap=add_batch_dim)

@@ -16,14 +16,13 @@ float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from raggedbev._extension import load_operator
+from raggedbev._extension import add_batch_dim, load_operator
 
 Number = bool | int | float | complex
 
@@ -469,42 +468,27 @@ def _pack_fake(out: Tensor, samples: list[Tensor]) -> None:
     return None
 
 
-def _with_one_more_batch_dim(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """vmap rule: the mapped dimension is one more batch dimension of every tensor."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        def mapped(arg: Any, dim: int | None) -> Any:
-            if not isinstance(arg, Tensor):
-                return arg
-            return arg.expand(info.batch_size, *arg.shape) if dim is None else arg.movedim(dim, 0)
-
-        results = operator(*(mapped(arg, dim) for arg, dim in zip(args, in_dims, strict=True)))
-        return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
-
-    return rule
-
-
-_gather = load_operator("ragged_gather", fallback=_gather_plain, fake=_gather_fake, vmap=_with_one_more_batch_dim)
+_gather = load_operator("ragged_gather", fallback=_gather_plain, fake=_gather_fake, vmap=add_batch_dim)
 _scatter_add = load_operator(
-    "ragged_scatter_add", fallback=_scatter_add_plain, fake=_scatter_add_fake, vmap=_with_one_more_batch_dim
+    "ragged_scatter_add", fallback=_scatter_add_plain, fake=_scatter_add_fake, vmap=add_batch_dim
 )
-_write = load_operator("ragged_write", fallback=_write_plain, fake=_write_fake, vmap=_with_one_more_batch_dim)
+_write = load_operator("ragged_write", fallback=_write_plain, fake=_write_fake, vmap=add_batch_dim)
 _write_backward = load_operator(
-    "ragged_write_backward", fallback=_write_backward_plain, fake=_write_backward_fake, vmap=_with_one_more_batch_dim
+    "ragged_write_backward", fallback=_write_backward_plain, fake=_write_backward_fake, vmap=add_batch_dim
 )
 _mask_from_indices = load_operator(
     "ragged_mask_from_indices",
     fallback=_mask_from_indices_plain,
     fake=_mask_from_indices_fake,
-    vmap=_with_one_more_batch_dim,
+    vmap=add_batch_dim,
 )
 _indices_from_mask = load_operator(
     "ragged_indices_from_mask",
     fallback=_indices_from_mask_plain,
     fake=_indices_from_mask_fake,
-    vmap=_with_one_more_batch_dim,
+    vmap=add_batch_dim,
 )
-_fill = load_operator("ragged_fill", fallback=_fill_plain, fake=_fill_fake, vmap=_with_one_more_batch_dim)
-_sum = load_operator("ragged_sum", fallback=_sum_plain, fake=_sum_fake, vmap=_with_one_more_batch_dim)
-_expand = load_operator("ragged_expand", fallback=_expand_plain, fake=_expand_fake, vmap=_with_one_more_batch_dim)
+_fill = load_operator("ragged_fill", fallback=_fill_plain, fake=_fill_fake, vmap=add_batch_dim)
+_sum = load_operator("ragged_sum", fallback=_sum_plain, fake=_sum_fake, vmap=add_batch_dim)
+_expand = load_operator("ragged_expand", fallback=_expand_plain, fake=_expand_fake, vmap=add_batch_dim)
 _pack = load_operator("ragged_pack_", fallback=_pack_plain, fake=_pack_fake)
