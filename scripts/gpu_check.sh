@@ -67,8 +67,12 @@ if wants sanitizer; then
   done
 fi
 if wants figures; then
-  say "figures of losses" figures.log "$python" tools/benchmark_loss.py streampetr_r50_704 --device cuda \
-    --json "$out/loss.json"
+  loss=("$python" tools/benchmark_loss.py streampetr_r50_704 --device cuda)
+  say "figures of losses" figures.log "${loss[@]}" --repeats 30 --out "$out/loss"
+  say "figures of trained losses" figures.log "${loss[@]}" --repeats 30 --predictions trained --out "$out/loss-trained" \
+    --arms reference batched batched+graph
+  say "figures of batch sizes" figures.log "${loss[@]}" --batch-sizes 1 2 4 8 16 32 64 --repeats 10 \
+    --arms published reference batched batched+graph --out "$out/loss-growth"
   say "figures of assignment" figures.log "$python" benchmarks/assignment.py --device cuda --json "$out/assignment.json"
   say "figures of match costs" figures.log "$python" benchmarks/match_cost.py --device cuda --json "$out/match-cost.json"
   say "figures of ragged operators" figures.log "$python" benchmarks/ragged.py --device cuda --budget 2 \

@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ from raggedbev.profiling.syncs import HostSyncCounter
 from raggedbev.profiling.workload import PRESETS, LossSizes, Objects, generate_objects, generate_predictions
 
 AGREEMENT = 1e-4  # relative; float32 sums over some 10^5 terms in other orders stay below it
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 STREAM_LENGTH = 4  # batches that the iteration scope goes through in turn
 
 
@@ -85,18 +87,25 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", help="scope iteration: start from these weights (default: new ones)")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)")
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="on the cpu: wall time, or the time of this process alone, for busy machines (default: wall)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     parser.add_argument("--json", help="write the report here")
     parser.add_argument("--chart", help="draw the stage chart here (PNG; needs matplotlib)")
     parser.add_argument("--growth-chart", help="draw the batch sizes here (PNG; needs matplotlib)")
-    parser.add_argument("--out", help="folder for all of these: report.json, stages.png, growth.png")
+    parser.add_argument("--out", help="folder for report.json and, with matplotlib, stages.png and growth.png")
     args = parser.parse_args(arguments)
     if args.out:
         folder = Path(args.out)
         args.json = args.json or str(folder / "report.json")
-        args.chart = args.chart or str(folder / "stages.png")
-        if args.batch_sizes:
-            args.growth_chart = args.growth_chart or str(folder / "growth.png")
+        if importlib.util.find_spec("matplotlib") is not None:
+            args.chart = args.chart or str(folder / "stages.png")
+            if args.batch_sizes:
+                args.growth_chart = args.growth_chart or str(folder / "growth.png")
     _check(args)
     return args
 
@@ -119,6 +128,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--batch-size and --batch-sizes exclude each other")
     if args.growth_chart and not sizes:
         raise ValueError("--growth-chart draws several batch sizes: give --batch-sizes as well")
+    if args.clock == "process" and device.type != "cpu":
+        raise ValueError("--clock process belongs to --device cpu; on cuda events of the device are read")
     check_arms(args.arms or [], args.device)
     is_preset = args.config in PRESETS
     if not is_preset and not args.config.endswith(".py"):
@@ -232,7 +243,10 @@ def _measure(
 ) -> dict[str, Any]:
     """Times the arms and makes the report."""
     print(f"batch {batch_size}: {agreement.sentence()}", flush=True)
-    measured = measure_arms(arms, device=args.device, repeats=repeats, progress=progress, weight=batch_size)
+    clock = CLOCKS[args.clock]
+    measured = measure_arms(
+        arms, device=args.device, repeats=repeats, progress=progress, weight=batch_size, clock=clock
+    )
     baseline = "reference" if "reference" in arms else next(iter(arms))
     return make_report(
         measured,
@@ -244,6 +258,7 @@ def _measure(
         target="batched" if "batched" in arms else list(arms)[-1],
         repeats=repeats,
         seed=args.seed,
+        clock=args.clock,
         agreement=agreement.as_dict(),
         host_syncs_method=HostSyncCounter(args.device).method,
         peak_memory_method=METHODS[torch.device(args.device).type],

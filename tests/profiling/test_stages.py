@@ -112,3 +112,10 @@ def test_cuda_events_measure_the_device_without_a_sync_between_stages():
             torch.cuda.set_sync_debug_mode("default")
     spent = timer.milliseconds()
     assert 0.0 < spent["Loss", "product"] <= spent["Loss",]
+
+
+def test_another_clock():
+    ticks = iter((1.0, 1.5, 2.0, 4.0))
+    with StageTimer("cpu", clock=lambda: next(ticks)) as timer, stage("outer"), stage("inner"):
+        pass
+    assert timer.milliseconds() == {("outer",): 3000.0, ("outer", "inner"): 500.0}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raggedbev import Buckets, combine_data
-from raggedbev.profiling.workload import LossSizes, generate_objects
+from raggedbev.profiling.workload import PRESETS, draw_counts
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,8 @@ def test_lengths_that_do_not_fit_are_named():
 
 
 def test_an_epoch_needs_a_handful():
-    """60 batches of 8 samples with 30 to 60 objects, and some 13 in each of 6 images."""
-    sizes, generator = LossSizes(num_query=8), np.random.default_rng(0)
-    fullest = {"3d": set(), "2d": set()}
-    for _ in range(60):
-        objects = generate_objects(sizes, 8, generator)
-        fullest["3d"].add(max(map(len, objects.labels)))
-        fullest["2d"].add(max(map(len, objects.image_labels)))
-    assert len(fullest["3d"]) > 10 and len(fullest["2d"]) > 10
-    assert len({Buckets()(size) for size in fullest["3d"]}) <= 2
-    assert len({Buckets()(size) for size in fullest["2d"]}) <= 2
+    """nuScenes trainval in batches of 8: 30 to 60 objects a sample, some 13 in each of 6 images."""
+    objects, image_objects = draw_counts(28130, PRESETS["streampetr_r50_704"], np.random.default_rng(0))
+    for counts in (objects, image_objects):
+        fullest = set(counts[:28128].reshape(3516, -1).max(1).tolist())
+        assert len(fullest) > 10 and len({Buckets()(size) for size in fullest}) <= 3

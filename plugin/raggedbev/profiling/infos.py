@@ -50,6 +50,14 @@ def read_objects(path: str | Path, sizes: LossSizes, batch_size: int, first: int
     return Objects(list(boxes), list(labels), list(image_boxes), list(image_labels), list(image_centers))
 
 
+def count_objects(path: str | Path, sizes: LossSizes) -> tuple[np.ndarray, np.ndarray]:
+    """Objects of each frame [F] and of each of its images [F, N] that training keeps; arguments as `read_objects`."""
+    frames = _read_frames(Path(path))
+    objects = [len(_objects_3d(frame, sizes)[1]) for frame in frames]
+    images = [[len(labels) for _, labels, _ in _objects_2d(frame, sizes, path)] for frame in frames]
+    return np.array(objects), np.array(images)
+
+
 def _read_frames(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"no info file at {path}; make one with tools/create_infos.py")

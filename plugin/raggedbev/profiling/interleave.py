@@ -29,6 +29,7 @@ def measure_arms(
     repeats: int = 5,
     progress: Progress | None = None,
     weight: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Arm]:
     """Runs every version once to warm up and count, then ``repeats`` times in turn under a stage timer.
 
@@ -40,6 +41,7 @@ def measure_arms(
         repeats: Timed runs of each version, at least 1.
         progress: Told of every run; default: none.
         weight: How long a run takes, in the progress's units.
+        clock: Host clock in seconds, for the CPU.
 
     Returns:
         What was measured, by version name.
@@ -60,7 +62,7 @@ def measure_arms(
         for name in names[first:] + names[:first]:
             progress.step(f"repeat {repeat + 1}/{repeats} of {name}", weight)
             gc.collect()
-            with StageTimer(device) as timer:
+            with StageTimer(device, clock=clock) as timer:
                 work[name]()
             arms[name].repeats.append(rows_of(timer.milliseconds()))
     progress.done()

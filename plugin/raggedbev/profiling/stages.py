@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
@@ -71,6 +72,7 @@ class StageTimer:
     Args:
         device: Device whose time counts: host clock for ``"cpu"``, events on the current stream for ``"cuda"``.
         nvtx: Also pushes an NVTX range per stage, for Nsight Systems. Default: on CUDA.
+        clock: Host clock in seconds, for the CPU; ``time.process_time`` leaves out what other processes take.
 
     Raises:
         RuntimeError: ``cuda`` is asked for and torch finds no CUDA device, or another timer is running.
@@ -83,12 +85,18 @@ class StageTimer:
         [('Loss',), ('Loss', 'cost')]
     """
 
-    def __init__(self, device: str | torch.device = "cpu", nvtx: bool | None = None) -> None:
+    def __init__(
+        self,
+        device: str | torch.device = "cpu",
+        nvtx: bool | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.device = torch.device(device)
         self.on_cuda = self.device.type == "cuda"
         if self.on_cuda and not torch.cuda.is_available():
             raise RuntimeError(f"stage timers for device {device} need a CUDA device, and torch finds none")
         self.nvtx = self.on_cuda if nvtx is None else nvtx
+        self.clock = clock
         self.path: StagePath = ()
         self.entered: dict[StagePath, None] = {}
         self.spans: list[tuple[StagePath, Moment, Moment]] = []
@@ -119,7 +127,7 @@ class StageTimer:
     def now(self) -> Moment:
         """The present moment: seconds of the host clock, or an event recorded on the current CUDA stream."""
         if not self.on_cuda:
-            return time.perf_counter()
+            return self.clock()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event

@@ -147,6 +147,12 @@ class Predictions:
         return named
 
 
+def draw_counts(num_samples: int, sizes: LossSizes, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Objects of each sample [num_samples] and of each of its images [num_samples, N], as nuScenes has them."""
+    objects = generator.integers(30, 61, num_samples)
+    return objects, generator.poisson(13, (num_samples, sizes.num_cameras))
+
+
 def generate_objects(sizes: LossSizes, batch_size: int, generator: np.random.Generator) -> Objects:
     """Draws ground truth with the statistics of nuScenes.
 
@@ -158,8 +164,9 @@ def generate_objects(sizes: LossSizes, batch_size: int, generator: np.random.Gen
     Returns:
         30 to 60 objects per sample, about 13 per image, on the CPU.
     """
-    samples = [_draw_sample(int(generator.integers(30, 61)), sizes, generator) for _ in range(batch_size)]
-    images = [_draw_image(int(generator.poisson(13)), sizes, generator) for _ in range(batch_size * sizes.num_cameras)]
+    counts, image_counts = draw_counts(batch_size, sizes, generator)
+    samples = [_draw_sample(count, sizes, generator) for count in counts.tolist()]
+    images = [_draw_image(count, sizes, generator) for count in image_counts.flatten().tolist()]
     boxes, labels = zip(*samples, strict=True)
     image_boxes, image_labels, image_centers = zip(*images, strict=True)
     return Objects(list(boxes), list(labels), list(image_boxes), list(image_labels), list(image_centers))
