@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--infos", help="info file whose objects are counted (default: drawn like nuScenes)")
     parser.add_argument("--samples", type=int, default=28130, help="samples of an epoch (default: nuScenes trainval)")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 8], metavar="B")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 8], metavar="B", help="samples a batch")
+    parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     args = parser.parse_args(arguments)
     generator, sizes = np.random.default_rng(args.seed), PRESETS["streampetr_r50_704"]
     try:
