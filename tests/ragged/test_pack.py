@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import pytest
@@ -47,6 +48,25 @@ def test_sizes_and_mask_are_shared():
     assert combine_data([torch.ones(2), torch.ones(0)], wide).tensor.tolist() == [[1, 1, 0, 0, 0], [0] * 5]
     leaf = torch.ones(2, requires_grad=True)
     assert combine_data([leaf, torch.ones(0)], wide).tensor.tolist() == [[1, 1, 0, 0, 0], [0] * 5]
+
+
+def test_what_was_split_is_not_packed_again(device):
+    boxes = combine_data(Maker(device).samples([2, 0, 1], 9), max_sample_size=4)
+    labels = boxes.create_with_sample_sizes_like_self(torch.arange(12, device=device).view(3, 4))
+    views, names = pack.split_reversibly(boxes), pack.split_reversibly(labels)
+    assert combine_data(views) is boxes and combine_data(names, boxes) is labels
+    assert combine_data(views, device=device, max_sample_size=4) is boxes and pack.is_split(views)
+    other = combine_data(Maker(device).samples([2, 0, 1], 9))
+    for changed in (views[:2], [*views[:2], views[2].clone()], [views[1], views[0], views[2]], names[:1] * 3):
+        found = combine_data(changed)
+        assert found not in (boxes, labels) and not pack.is_split(changed)
+        assert found.sample_sizes.tolist() == [len(view) for view in changed]
+    assert combine_data(names, other).layout is other.layout
+    assert combine_data(views, max_sample_size=5).shape == (3, 5, 9)
+    assert combine_data([views], flatten_batch_dims=False).shape == (1, 3, 2, 9)
+    again = pickle.loads(pickle.dumps(views)), copy.deepcopy(views)
+    assert not any(pack.is_split(one) for one in again)
+    assert not pack.is_split([]) and not pack.is_split([torch.ones(2)])
 
 
 def test_gradients_flow_to_the_samples(device):

@@ -6,6 +6,8 @@ Heads and transforms are registered as functions that import them when a config 
 the model port, `raggedbev.mm.streampetr`; once they are imported, the classes themselves are registered.
 `BatchedCenterNetHead` is in mmdet's registry, where its configs look, and the heads of the DETR family are in both.
 The heads of PETR, DETR3D and BEVFormer are built from the classes that a user's project registers.
+`ragged_collate` is in mmengine's registry of functions; the data preprocessors for what it packs are registered as
+the heads are.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet3d.registry import MODELS, TRANSFORMS
 from mmengine.registry import Registry
 
-from raggedbev.mm import assigners
+from raggedbev.mm import assigners, collate
 
-__all__ = ["assigners"]
+__all__ = ["assigners", "collate"]
 
 
 def _register_on_demand(name: str, module: str, registry: Registry = MODELS) -> None:
@@ -36,6 +38,8 @@ def _register_on_demand(name: str, module: str, registry: Registry = MODELS) -> 
 _register_on_demand("BatchedStreamPETRHead", "raggedbev.mm.heads.streampetr_head")
 _register_on_demand("BatchedFocalHead", "raggedbev.mm.heads.focal_head")
 _register_on_demand("BatchedCenterHead", "raggedbev.mm.heads.center_head")
+_register_on_demand("RaggedDet3DDataPreprocessor", "raggedbev.mm.preprocessor")
+_register_on_demand("RaggedDetDataPreprocessor", "raggedbev.mm.preprocessor", MMDET_MODELS)
 _register_on_demand("BatchedCenterNetHead", "raggedbev.mm.heads.centernet_head", MMDET_MODELS)
 for _registry in (MODELS, MMDET_MODELS):
     for _kind in ("DETR", "ConditionalDETR", "DABDETR", "DeformableDETR", "DINO"):

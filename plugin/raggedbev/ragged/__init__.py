@@ -18,6 +18,7 @@ from raggedbev.ragged.ops import (
 )
 from raggedbev.ragged.pack import combine_data
 from raggedbev.ragged.reductions import average_over_targets, sum_over_targets
+from raggedbev.ragged.transfer import copy_to_device
 
 __all__ = [
     "Buckets",
@@ -31,6 +32,7 @@ __all__ = [
     "batched_indexing_write",
     "batched_inverse_indexing_access",
     "combine_data",
+    "copy_to_device",
     "get_compact_from_named_tuple",
     "get_compact_lists",
     "get_indices_from_mask",

@@ -109,6 +109,10 @@ class Layout:
                 self._host = (values, sizes._version)
         return values
 
+    def tensors(self) -> list[Tensor]:
+        """What the layout holds: sizes, mask or both."""
+        return [tensor for tensor in (self._sizes, self._mask) if tensor is not None]
+
     def map(self, on_batch: Callable[[Tensor, int], Tensor], same_samples: bool) -> Layout:
         """New layout from `on_batch(tensor, num_trailing_dims)`, applied to what is known of sizes and mask.
 

@@ -1,12 +1,12 @@
 """Packing: (nested) lists of per-sample tensors in, one `RaggedBatch` out.
 
-Data and sizes of the whole batch go to an accelerator in one copy.
+Data and sizes of the whole batch go to an accelerator in one copy. What was split by `split_reversibly` is not packed
+again: the way back gives the batch itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import Tensor
@@ -15,10 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from raggedbev.ragged import primitives
 from raggedbev.ragged.batch import RaggedBatch
 from raggedbev.ragged.layout import Layout
+from raggedbev.ragged.transfer import BufferPlan
 
-__all__ = ["combine_data"]
-
-_SIZE_BYTES = 8  # of one sample size, int64
+__all__ = ["combine_data", "is_split", "split_reversibly"]
 
 
 def combine_data(
@@ -41,7 +40,7 @@ def combine_data(
 
     Returns:
         Batch [B, max n_i, ...] (or [B0, B1, .., max n_i, ...]); the filler is zero. Samples that require a gradient get
-        one.
+        one. All the views of `split_reversibly`, in order: the batch that was split, with its padded length.
 
     Raises:
         TypeError: not a (nested) list of tensors.
@@ -58,6 +57,10 @@ def combine_data(
     if flatten_batch_dims:
         batch_shape = (len(samples),)
     first, other = samples[0], other_with_same_sample_sizes
+    if hasattr(first, _PART):
+        split = _split_batch(samples, batch_shape)
+        if split is not None and _fits(split, other, device, max_sample_size):
+            return split
     try:
         sizes = [sample.shape[0] for sample in samples]
     except IndexError:
@@ -87,6 +90,60 @@ def combine_data(
     return RaggedBatch.from_layout(padded, layout, num)
 
 
+class _Part:
+    """What a view of `split_reversibly` remembers. Copies of the view, pickled ones too, have None in its place."""
+
+    __slots__ = ("batch", "index")
+
+    def __init__(self, batch: RaggedBatch, index: int) -> None:
+        self.batch, self.index = batch, index
+
+    def __deepcopy__(self, _memo: dict) -> None:
+        return None
+
+    def __reduce__(self) -> tuple:
+        return type(None), ()
+
+
+_PART = "_ragged_part"  # attribute of such a view
+
+
+def split_reversibly(batch: RaggedBatch) -> list[Tensor]:
+    """As `RaggedBatch.split` with one batch dimension, but `combine_data` of these very tensors is `batch` itself.
+
+    So ground truth that was packed once can go through code that wants a list of samples, without being packed again.
+    Writes to a view are writes to the batch; a list with another tensor among them is packed as any other.
+    """
+    views = batch.split()
+    for index, view in enumerate(views):
+        setattr(view, _PART, _Part(batch, index))
+    return views
+
+
+def is_split(samples: list[Tensor]) -> bool:
+    """Whether `combine_data` of these tensors is a batch that was split by `split_reversibly`."""
+    return bool(samples) and _split_batch(samples, (len(samples),)) is not None
+
+
+def _split_batch(samples: list[Tensor], batch_shape: tuple[int, ...]) -> RaggedBatch | None:
+    """The batch whose views `samples` are, all of them in order."""
+    parts = [getattr(sample, _PART, None) for sample in samples]
+    batch = None if parts[0] is None else parts[0].batch
+    if batch is None or tuple(batch.batch_shape) != batch_shape:
+        return None
+    in_order = all(part is not None and part.batch is batch and part.index == i for i, part in enumerate(parts))
+    return batch if in_order else None
+
+
+def _fits(batch: RaggedBatch, other: RaggedBatch | None, device: torch.device | str | None, length: int | None) -> bool:
+    """Whether `combine_data` with these arguments may give `batch`."""
+    if other is not None and batch.layout is not other.layout:
+        return False
+    if device is not None and torch.device(device) != batch.device:
+        return False
+    return length is None or length == batch.max_sample_size
+
+
 def _pack(
     samples: list[Tensor], sizes: list[int], length: int, target: torch.device, with_sizes: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -108,18 +165,17 @@ def _pack_through_one_buffer(
     samples: list[Tensor], sizes: list[int], length: int, target: torch.device, with_sizes: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Data and sizes side by side in one host buffer (page-locked for CUDA), which goes to `target` as a whole."""
-    shape, dtype = (len(samples), length, *samples[0].shape[1:]), samples[0].dtype
-    num_bytes = prod(shape) * dtype.itemsize
-    start = -(-num_bytes // _SIZE_BYTES) * _SIZE_BYTES  # of the sizes, behind the data
-    total = start + with_sizes * len(samples) * _SIZE_BYTES
-    host = torch.empty(total, dtype=torch.uint8, pin_memory=target.type == "cuda")
-    primitives.ragged_pack_(host[:num_bytes].view(dtype).view(shape), samples)
+    plan = BufferPlan()
+    plan.add((len(samples), length, *samples[0].shape[1:]), samples[0].dtype)
     if with_sizes:
-        host[start:].view(torch.long).copy_(torch.tensor(sizes))
-    there = host.to(target, non_blocking=True)
-    # `.data`: one memory, but writes to the data must not count as writes to the sizes.
-    padded = there[:num_bytes].view(dtype).view(shape).data
-    return padded, there[start:].view(torch.long).data if with_sizes else None
+        plan.add((len(samples),), torch.long)
+    host = plan.staging(target)
+    padded, *lengths = plan.views(host)
+    primitives.ragged_pack_(padded, samples)
+    if with_sizes:
+        lengths[0].copy_(torch.tensor(sizes))
+    padded, *lengths = plan.views(host.to(target, non_blocking=True))
+    return padded, lengths[0] if with_sizes else None
 
 
 def _pad_on_device(samples: list[Tensor], sizes: list[int], length: int) -> Tensor:

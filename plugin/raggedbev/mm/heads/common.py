@@ -99,7 +99,7 @@ def pack_boxes_3d(
     device = labels[0].device
 
     def rows(one: Tensor) -> Tensor:
-        return one if width is None or len(one) else one.new_empty((0, width))
+        return one if width is None or len(one) or one.shape[1] == width else one.new_empty((0, width))
 
     with stage("GT packing"):
         if all(isinstance(one, LiDARInstance3DBoxes) for one in boxes):

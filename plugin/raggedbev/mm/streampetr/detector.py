@@ -21,7 +21,10 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from raggedbev.losses import GroundTruth2D, GroundTruth3D
+from raggedbev.mm.heads.common import pack_boxes_3d
+from raggedbev.mm.packed import column
 from raggedbev.mm.streampetr.grid_mask import GridMask
+from raggedbev.ragged.pack import is_split, split_reversibly
 
 FRAME_KEYS = ("intrinsics", "lidar2img", "ego_pose", "ego_pose_inv", "timestamp", "prev_exists")
 
@@ -35,22 +38,23 @@ def token_location(height: int, width: int, stride: int, pad_shape: tuple[int, i
 
 
 def ground_truth_3d(samples: Sequence[Det3DDataSample]) -> GroundTruth3D:
-    """3D objects of a batch, with gravity centres."""
-    boxes = [s.gt_instances_3d.bboxes_3d for s in samples]
+    """3D objects of a batch, with gravity centres; those that `ragged_collate` packed are not packed again."""
+    instances = [s.gt_instances_3d for s in samples]
+    boxes, labels = [one.bboxes_3d for one in instances], [one.labels_3d for one in instances]
+    if is_split([b.tensor for b in boxes]):
+        return GroundTruth3D(box_list=split_reversibly(pack_boxes_3d(boxes, labels)[0]), label_list=labels)
     return GroundTruth3D(
-        box_list=[torch.cat([b.gravity_center, b.tensor[:, 3:]], dim=1) for b in boxes],
-        label_list=[s.gt_instances_3d.labels_3d for s in samples],
+        box_list=[torch.cat([b.gravity_center, b.tensor[:, 3:]], dim=1) for b in boxes], label_list=labels
     )
 
 
 def ground_truth_2d(samples: Sequence[Det3DDataSample]) -> GroundTruth2D:
     """2D objects of all images of a batch, sample by sample."""
-    images = [image for s in samples for image in s.gt_instances_2d]
-    return GroundTruth2D(
-        box_list=[image.bboxes for image in images],
-        label_list=[image.labels for image in images],
-        center_list=[image.centers2d for image in images],
-    )
+    columns = [
+        [tensor for s in samples for tensor in column(s.gt_instances_2d, name)]
+        for name in ("bboxes", "labels", "centers2d")
+    ]
+    return GroundTruth2D(*columns)
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """From collated frames to what the model takes.
 
 In: `dict(inputs=dict(img=[B x uint8 [N, 3, H, W]]), data_samples=[B])` of the dataloader; with windows of T frames
-img is [T, N, 3, H, W] and data_samples T lists of B. Out: normalised images, stacked matrices and the ground truth, all
-on the model's device.
+img is [T, N, 3, H, W] and data_samples T lists of B; or all of that as packed by `ragged_collate`. Out: normalised
+images, stacked matrices and the ground truth, all on the model's device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from mmdet3d.registry import MODELS
 from mmdet3d.structures import Det3DDataSample
@@ -15,19 +15,22 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 from torch.nn.functional import pad
 
-MATRICES = ("intrinsics", "extrinsics", "lidar2img", "ego_pose", "ego_pose_inv")
+from raggedbev.mm.packed import PackedSamples, describe_sample
+from raggedbev.mm.preprocessor import unpacked_samples
+
+INPUT_KEYS = ("intrinsics", "extrinsics", "lidar2img", "ego_pose", "ego_pose_inv", "timestamp", "prev_exists")
 
 
 @MODELS.register_module()
 class StreamPETRDataPreprocessor(BaseDataPreprocessor):
-    """Normalise and pad images, stack matrices, move the ground truth.
+    """Normalise and pad images, stack matrices, move the ground truth by one copy.
 
     Args:
         mean: per channel, of 0 to 255.
         std: per channel.
         bgr_to_rgb: exchange the first and the third channel first; mean and std are those of the result.
         pad_size_divisor: height and width are padded (right, bottom, with 0 after normalising) to multiples of it.
-        non_blocking: copy to the device asynchronously; of use with pinned memory.
+        non_blocking: copy images asynchronously, of use with pinned memory; all else always is.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class StreamPETRDataPreprocessor(BaseDataPreprocessor):
         """Prepare a batch.
 
         Args:
-            data: collated frames, see above.
+            data: collated frames, see the module.
             training: taken because mmengine passes it; both modes are prepared alike.
 
         Returns:
@@ -60,37 +63,28 @@ class StreamPETRDataPreprocessor(BaseDataPreprocessor):
             everywhere, and data_samples are B lists of T.
 
         Raises:
-            ValueError: images of several sizes.
+            ValueError: images of several sizes, or ground truth that cannot be trained on (see `PackedSamples.pack`);
+                the sample is named.
         """
-        images = self._stack_images(data["inputs"]["img"])
-        windows = images.dim() == 6
-        batch = list(data["data_samples"])
-        frames = batch
-        if windows:
-            batch = [list(window) for window in zip(*batch, strict=True)]
-            frames = [frame for window in batch for frame in window]
-        leading = images.shape[:-4]
-
-        inputs: dict = {"img": self._normalise(images.to(self.device, non_blocking=self._non_blocking))}
-        for key in MATRICES:
-            inputs[key] = self._stack_meta(frames, key, np.float32, leading)
-        inputs["timestamp"] = self._stack_meta(frames, "timestamp", np.float64, leading)
-        inputs["prev_exists"] = self._stack_meta(frames, "prev_exists", np.float32, leading)
+        data_samples = data["data_samples"]
+        images = data["inputs"]["img"]
+        if not isinstance(images, Tensor):
+            images = _stack_images(images, data_samples)
+        images = images.to(self.device, non_blocking=self._non_blocking)
+        samples, tensors = unpacked_samples(data_samples, self.device)
+        missing = [key for key in INPUT_KEYS if key not in tensors]
+        if missing:
+            raise ValueError(
+                f"{describe_sample(next(_frames(samples)), 0)} lacks {', '.join(missing)}: they must be among the "
+                "meta_keys of its pipeline and of ragged_collate"
+            )
+        inputs: dict = {"img": self._normalise(images), **{key: tensors[key] for key in INPUT_KEYS}}
         inputs["pad_shape"] = (inputs["img"].shape[-2], inputs["img"].shape[-1])
-
-        self._move_ground_truth(frames)
-        for frame in frames:
+        for frame in _frames(samples):
             frame.set_metainfo({"pad_shape": inputs["pad_shape"], "batch_input_shape": inputs["pad_shape"]})
-        return {"inputs": inputs, "data_samples": batch}
-
-    @staticmethod
-    def _stack_images(images: Tensor | Sequence[Tensor]) -> Tensor:
-        if isinstance(images, Tensor):
-            return images
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) > 1:
-            raise ValueError(f"the images of a batch must have one size and number, got {sorted(shapes)}")
-        return torch.stack(list(images))
+        if images.dim() == 6:
+            samples = [list(window) for window in zip(*samples, strict=True)]
+        return {"inputs": inputs, "data_samples": samples}
 
     def _normalise(self, images: Tensor) -> Tensor:
         if self.bgr_to_rgb:
@@ -100,34 +94,23 @@ class StreamPETRDataPreprocessor(BaseDataPreprocessor):
         divisor = self.pad_size_divisor
         return pad(images, (0, -width % divisor, 0, -height % divisor))
 
-    def _stack_meta(self, frames: list[Det3DDataSample], key: str, dtype: type, leading: torch.Size) -> Tensor:
-        """[*leading, ...] on the device, of one meta value per frame."""
-        values = np.stack([np.asarray(getattr(frame, key)) for frame in frames]).astype(dtype)
-        stacked = torch.from_numpy(values).to(self.device, non_blocking=self._non_blocking)
-        return stacked.view(*leading, *values.shape[1:])
 
-    def _move_ground_truth(self, frames: list[Det3DDataSample]) -> None:
-        """Put the ground truth of all frames on the device, one copy per data type."""
-        if self.device.type == "cpu":
-            return
-        instances = [frame.gt_instances_3d for frame in frames if "gt_instances_3d" in frame]
-        instances += [item for frame in frames for item in frame.get("gt_instances_2d", [])]
-        owners = [(item, key) for item in instances for key in item.keys()]  # noqa: SIM118
-        host = [item.get(key) for item, key in owners]
-        moved = iter(self._move([getattr(value, "tensor", value) for value in host]))
-        for (item, key), value in zip(owners, host, strict=True):
-            tensor = next(moved)
-            if not isinstance(value, Tensor):
-                tensor = type(value)(tensor, box_dim=value.box_dim, with_yaw=value.with_yaw)
-            setattr(item, key, tensor)
+def _frames(samples: list) -> Iterator[Det3DDataSample]:
+    """The data samples of B items, or of T lists of B."""
+    for item in samples:
+        yield from item if isinstance(item, list) else [item]
 
-    def _move(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Tensors on the device: those of one type are joined, copied once and split."""
-        moved: list[Tensor] = list(tensors)
-        for dtype in {tensor.dtype for tensor in tensors}:
-            places = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
-            joined = torch.cat([tensors[i].reshape(-1) for i in places])
-            joined = joined.to(self.device, non_blocking=self._non_blocking)
-            for i, part in zip(places, joined.split([tensors[i].numel() for i in places]), strict=True):
-                moved[i] = part.view(tensors[i].shape)
-        return moved
+
+def _stack_images(images: Sequence[Tensor], data_samples: Any) -> Tensor:
+    """[B, ...] on the host; a ValueError that names the samples where sizes differ."""
+    shapes = [tuple(image.shape) for image in images]
+    if len(set(shapes)) == 1:
+        return torch.stack(list(images))
+    frames = data_samples.frames if isinstance(data_samples, PackedSamples) else list(data_samples)
+    first = frames[0] if isinstance(frames[0], list | tuple) else frames
+    other = next(index for index, shape in enumerate(shapes) if shape != shapes[0])
+    names = [describe_sample(first[index], index) for index in (0, other)]
+    raise ValueError(
+        f"the images of a batch must have one size and number, got {sorted(set(shapes))}: {shapes[0]} in {names[0]}, "
+        f"{shapes[other]} in {names[1]}"
+    )
