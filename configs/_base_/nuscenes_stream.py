@@ -60,6 +60,7 @@ train_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type="StreamSampler"),
     batch_sampler=dict(type="StreamBatchSampler"),
+    collate_fn=dict(type="pseudo_collate"),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

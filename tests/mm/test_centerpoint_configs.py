@@ -1,4 +1,4 @@
-"""Configs with batched CenterPoint heads: they differ from their twins in one `type=`, they build, the small one trains
+"""Configs with batched CenterPoint heads: they differ from their twins in three `type=`, they build, the small trains
 to the same losses."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def differences(left, right, path=""):
 
 
 @pytest.mark.parametrize("path", BATCHED, ids=lambda path: path.stem)
-def test_only_the_type_of_the_head_differs(path):
+def test_only_types_differ(path):
     config = Config.fromfile(path, import_custom_modules=False)
     twin = CONFIGS / path.name.replace("_batched", "")
     if twin.exists():
@@ -49,7 +49,11 @@ def test_only_the_type_of_the_head_differs(path):
         for place, *values in differences(plain(stock.to_dict()), plain(config.to_dict()))
         if place != ".custom_imports"
     }
-    assert found == {".model.pts_bbox_head.type": ["CenterHead", "BatchedCenterHead"]}
+    assert found == {
+        ".model.pts_bbox_head.type": ["CenterHead", "BatchedCenterHead"],
+        ".model.data_preprocessor.type": ["Det3DDataPreprocessor", "RaggedDet3DDataPreprocessor"],
+        ".train_dataloader.collate_fn": [None, {"type": "ragged_collate"}],
+    }
 
 
 @pytest.mark.parametrize("path", BATCHED, ids=lambda path: path.stem)

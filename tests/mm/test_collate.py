@@ -305,8 +305,9 @@ def test_detection_pipeline(device):
 
 
 def test_stock_preprocessor_says_what_to_use():
+    batch = MODELS.build({"type": "Det3DDataPreprocessor"})(ragged_collate([scan(0, 1)]))
     with pytest.raises(TypeError, match="use RaggedDet3DDataPreprocessor"):
-        MODELS.build({"type": "Det3DDataPreprocessor", "mean": [0.0] * 3, "std": [1.0] * 3})(ragged_collate([frame(0)]))
+        list(batch["data_samples"])
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

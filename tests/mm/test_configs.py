@@ -36,6 +36,7 @@ def test_twin_changes_types_only(path):
     per_sample = _load(path.with_name(path.name.replace("_batched", "")))
     differences = {p: (a, b) for p, a, b in _differences(per_sample, _load(path))}
     assert differences == {
+        ".train_dataloader.collate_fn.type": ("pseudo_collate", "ragged_collate"),
         ".model.img_roi_head.type": ("PerSampleFocalHead", "BatchedFocalHead"),
         ".model.img_roi_head.train_cfg.assigner.type": ("PerSampleHungarianAssigner2D", "BatchedHungarianAssigner2D"),
         ".model.pts_bbox_head.type": ("PerSampleStreamPETRHead", "BatchedStreamPETRHead"),
