@@ -18,6 +18,8 @@ from raggedbev.heatmap import centerpoint_radius, whole_radius
 from raggedbev.mm.heads.center_head import BatchedCenterHead, BatchedCenterTargets
 from raggedbev.profiling.syncs import HostSyncCounter
 
+from .packing import packed
+
 NAMES = iter("abcdefghijklmnop")
 HEADS = {"reg": (2, 2), "height": (1, 2), "dim": (3, 2), "rot": (2, 2), "vel": (2, 2)}
 CONFIG = {
@@ -137,6 +139,16 @@ def test_losses_equal_the_stock_head(case, loss_bbox, generator):
     for name, gradient in expected_gradients.items():
         assert (gradient is None) == (gradients[name] is None)
         assert gradient is None or torch.equal(gradients[name], gradient), name
+
+
+@pytest.mark.parametrize("sizes", [(30, 0, 7), (0, 0), (1,)], ids=str)
+def test_packed_objects_give_the_same_numbers(sizes, generator):
+    head = build("BatchedCenterHead")
+    gt, feats = instances([random_boxes(generator, n) for n in sizes]), features(generator, len(sizes))
+    expected, expected_gradients = losses_and_gradients(head, feats, gt)
+    found, gradients = losses_and_gradients(head, feats, packed(gt))
+    assert all(torch.equal(found[key], loss) for key, loss in expected.items())
+    assert all(torch.equal(gradients[name], one) for name, one in expected_gradients.items() if one is not None)
 
 
 def test_losses_of_degenerate_boxes(generator):

@@ -15,6 +15,8 @@ import raggedbev.mm  # noqa: F401
 from raggedbev.heatmap import centernet_radius
 from raggedbev.profiling.syncs import HostSyncCounter
 
+from .packing import packed
+
 MAP, IMAGE, CLASSES = (24, 32), (96, 160), 5
 
 
@@ -98,6 +100,15 @@ def test_losses_equal_the_stock_head(case, generator):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     for name, gradient in expected_gradients.items():
         assert torch.equal(gradients[name], gradient), name
+
+
+@pytest.mark.parametrize("sizes", [(9, 0, 3), (0, 0)], ids=str)
+def test_packed_objects_give_the_same_numbers(sizes, generator):
+    _, ours = pair()
+    gt, metas = ground_truth([sample(generator, n) for n in sizes])
+    feature = torch.randn(len(sizes), 4, *MAP, generator=generator)
+    expected, found = (ours.loss_by_feat(*ours((feature,)), one, metas) for one in (gt, packed(gt, "gt_instances")))
+    assert all(torch.equal(found[key], loss) for key, loss in expected.items())
 
 
 def test_nothing_waits_from_predictions_to_gradients(generator):

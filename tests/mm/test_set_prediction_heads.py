@@ -31,6 +31,8 @@ from raggedbev import _extension
 from raggedbev.mm.heads import BatchedDETRHead, BatchedDINOHead, BatchedSetPredictionMixin
 from raggedbev.profiling.syncs import HostSyncCounter
 
+from .packing import packed
+
 C, P, GROUPS = 5, 9, 2
 SIZES = [3, 0, 12]
 SHAPES = [(90, 120), (100, 100), (64, 96), (128, 80)]
@@ -161,6 +163,19 @@ def test_losses_and_gradients_are_the_stock_heads(name, dtype, sizes):
     assert all(value.isfinite() for value in found.values())
     per_layer = 1 + name.startswith("DINO")
     assert len(found) == 3 * (2 * per_layer + HEADS[name].get("as_two_stage", False))
+
+
+@heads
+@pytest.mark.parametrize("sizes", [SIZES, [0, 0]], ids=str)
+def test_packed_objects_give_the_same_numbers(name, sizes):
+    with default_dtype(torch.float32):
+        head = build(name, batched=True)
+    given, preds = case(name, head.cls_out_channels, sizes=sizes, dtype=torch.float32)
+    expected, gradients = run(head, given, preds)
+    given = given | {"batch_gt_instances": packed(given["batch_gt_instances"], "gt_instances")}
+    found, found_gradients = run(head, given, preds)
+    assert all(torch.equal(found[key], loss) for key, loss in expected.items())
+    assert all(torch.equal(one, other) for one, other in zip(found_gradients, gradients, strict=True))
 
 
 @heads

@@ -17,6 +17,8 @@ from torch import nn
 from raggedbev.mm.heads.transfusion import BatchedTransFusionLoss
 from raggedbev.profiling.syncs import HostSyncCounter
 
+from .packing import packed
+
 CLASSES, PROPOSALS, LAYERS = 10, 12, 3
 TRAIN_CFG = ConfigDict(
     grid_size=[WIDTH * FACTOR, HEIGHT * FACTOR, 41],
@@ -255,6 +257,16 @@ def test_losses_equal_the_loops(case, auxiliary, generator):
         torch.testing.assert_close(found[key], loss, rtol=1e-6, atol=0)
     for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(12, 0, 3), (0, 0)], ids=str)
+def test_packed_objects_give_the_same_numbers(sizes, generator):
+    gt = instances(usable([random_boxes(generator, n) for n in sizes]))
+    preds, head = predictions(generator, len(sizes)), Ours(BatchAssigner())
+    expected, expected_gradients = losses_and_gradients(head, preds, gt)
+    found, gradients = losses_and_gradients(head, preds, packed(gt))
+    assert all(torch.equal(found[key], loss) for key, loss in expected.items())
+    assert all(torch.equal(gradients[name], one) for name, one in expected_gradients.items())
 
 
 def test_with_the_batched_assigner_of_this_package(generator):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from raggedbev.mm.collate import ragged_collate
+from raggedbev.mm.streampetr.detector import ground_truth_2d, ground_truth_3d
+from raggedbev.ragged.pack import is_split
+
 from .golden_model import PC_RANGE, head_config
 from .test_detector import B, build, inputs, sample
 
@@ -103,6 +107,22 @@ def test_trainings_go_the_same_way():
         assert batched == pytest.approx(per_sample, rel=1e-8)
     assert len({history["loss_cls"] for history in histories[0]}) == len(frames)
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["PerSample", "Batched"])
+@pytest.mark.parametrize("counts", [(4, 2), (0, 3), (0, 0)])
+def test_packed_objects_give_the_same_numbers(kind, counts):
+    """The same bits, whether objects come from `ragged_collate` or as plain instances."""
+    samples, model = [sample(count) for count in counts], real(kind)
+    expected, expected_gradients = step(model, inputs(), samples)
+    model.reset_memory()
+    batch = ragged_collate([{"data_samples": one} for one in samples])
+    packed, _ = batch["data_samples"].unpack(torch.device("cpu"))
+    truth = ground_truth_3d(packed), ground_truth_2d(packed)
+    assert all(is_split(one.box_list) and is_split(one.label_list) for one in truth)
+    found, gradients = step(model, inputs(), packed)
+    assert all(torch.equal(found[name], loss) for name, loss in expected.items())
+    assert all(torch.equal(gradients[name], one) for name, one in expected_gradients.items())
 
 
 @pytest.mark.parametrize("counts", [(3, 0), (0, 0)])
