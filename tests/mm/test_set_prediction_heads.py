@@ -31,8 +31,6 @@ from raggedbev import _extension
 from raggedbev.mm.heads import BatchedDETRHead, BatchedDINOHead, BatchedSetPredictionMixin
 from raggedbev.profiling.syncs import HostSyncCounter
 
-from .packing import packed
-
 C, P, GROUPS = 5, 9, 2
 SIZES = [3, 0, 12]
 SHAPES = [(90, 120), (100, 100), (64, 96), (128, 80)]
@@ -168,6 +166,8 @@ def test_losses_and_gradients_are_the_stock_heads(name, dtype, sizes):
 @heads
 @pytest.mark.parametrize("sizes", [SIZES, [0, 0]], ids=str)
 def test_packed_objects_give_the_same_numbers(name, sizes):
+    from .packing import packed  # not at the top: this file is a script of two ranks, too
+
     with default_dtype(torch.float32):
         head = build(name, batched=True)
     given, preds = case(name, head.cls_out_channels, sizes=sizes, dtype=torch.float32)

@@ -179,6 +179,7 @@ def combine_data(
     other_with_same_sample_sizes: RaggedBatch | None = None,
     device: torch.device | str | None = None,
     flatten_batch_dims: bool = True,
+    max_sample_size: int | None = None,
 ) -> RaggedBatch:
     """Slice by slice."""
     other = other_with_same_sample_sizes
@@ -192,6 +193,7 @@ def combine_data(
     if device is None:
         device = samples[0].device if other is None else other.device
     length = max(len(sample) for sample in samples) if other is None else other.max_sample_size
+    length = length if max_sample_size is None else max_sample_size
     tensor = torch.zeros(len(samples), length, *samples[0].shape[1:], dtype=samples[0].dtype, device=device)
     for b, sample in enumerate(samples):
         tensor[b, : len(sample)] = sample
