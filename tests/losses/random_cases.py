@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 
 from raggedbev.losses import DenoisingConfig, DenoisingOutput, GroundTruth2D, GroundTruth3D, prepare_denoising
+from raggedbev.losses.detr import Focal, SetLosses, SetPrediction, set_losses
+from raggedbev.matching import TermMatcher
+from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, IoUTerm, MatchInputs
+from raggedbev.matching.costs import ClassCost, cxcywh_to_xyxy, xyxy_to_cxcywh
 
 SIZES = [[0], [0, 0], [1], [5], [2, 0, 3], [1] * 5, [40, 1], [0, 33]]
 PAD_SHAPE = (64, 96)
@@ -71,3 +75,33 @@ def predictions_2d(images, dtype, seed=4):
     centers = torch.rand(images, TOKENS, 2, generator=g, dtype=dtype)
     centerness = torch.randn(images, TOKENS, 1, generator=g, dtype=dtype) * 3
     return logits, boxes, centers, centerness
+
+
+DETR_MATCHER = TermMatcher((ClassTerm(ClassCost()), BoxL1Term(5.0, "xywh"), IoUTerm(2.0)))
+DETR_SETTINGS = SetLosses(cls=Focal(), cls_weight=2.0, bbox_weight=5.0, num_classes=10, iou_weight=2.0)
+
+
+def detr_loss(logits, boxes, gt):
+    """The loss of a DETR head: predictions [L, B, Q, .], packed objects in pixels of images of PAD_SHAPE."""
+    size = gt.boxes.tensor.new_full((gt.num_images, 2), PAD_SHAPE[1])
+    size[:, 1] = PAD_SHAPE[0]
+    scale = size.repeat(1, 2).unsqueeze(1)
+    given = MatchInputs(
+        cls_logits=logits.detach(),
+        boxes=cxcywh_to_xyxy(boxes.detach()) * scale,
+        gt_boxes=gt.boxes.tensor,
+        gt_labels=gt.labels.tensor,
+        image_size=size,
+    )
+    assignment = DETR_MATCHER.assign_batch(given, gt.boxes.sample_sizes)
+    background = (assignment.gt_of_pred < 0).flatten(1).sum(1)
+    targets = xyxy_to_cxcywh(gt.boxes.tensor / scale)
+    part = SetPrediction(logits, boxes, gt.labels, targets, assignment, background, scale)
+    return set_losses({"{}": part}, DETR_SETTINGS)
+
+
+def detr_predictions(layers, batch, dtype, seed=5):
+    """Logits [L, B, Q, 10] and boxes [L, B, Q, 4] in units of the image."""
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(layers, batch, QUERIES, 10, generator=g, dtype=dtype) - 2
+    return logits, torch.rand(layers, batch, QUERIES, 4, generator=g, dtype=dtype) * 0.5 + 0.1

@@ -18,7 +18,15 @@ from raggedbev.losses import (
 from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D
 from raggedbev.ragged import Buckets
 
-from .random_cases import PAD_SHAPE, ground_truth_2d, ground_truth_3d, predictions_2d, predictions_3d
+from .random_cases import (
+    PAD_SHAPE,
+    detr_loss,
+    detr_predictions,
+    ground_truth_2d,
+    ground_truth_3d,
+    predictions_2d,
+    predictions_3d,
+)
 
 pytestmark = pytest.mark.skipif(not COMPILED, reason="SciPy's solver is no part of a graph")
 BUCKETS = Buckets((8,))
@@ -50,6 +58,11 @@ def inputs_2d(sizes, seed):
     return (*predictions_2d(len(sizes), torch.float32, seed + 1), gt)
 
 
+def inputs_detr(sizes, seed):
+    gt = ground_truth_2d(sizes, torch.float32, seed).packed(BUCKETS)
+    return (*detr_predictions(2, len(sizes), torch.float32, seed + 1), gt)
+
+
 def losses_and_gradients(loss, inputs):
     leaves = [leaf.requires_grad_() for leaf in inputs if isinstance(leaf, torch.Tensor)]
     losses = loss(*inputs)
@@ -59,6 +72,7 @@ def losses_and_gradients(loss, inputs):
 CASES = {
     "3d with denoising": (loss_3d, lambda sizes, seed: inputs_3d(sizes, seed, 2, True), "aot_eager"),
     "2d": (loss_2d, inputs_2d, "aot_eager"),
+    "detr": (detr_loss, inputs_detr, "aot_eager"),
     "3d, one layer": (loss_3d, lambda sizes, seed: inputs_3d(sizes, seed, 1, False), "inductor"),
 }
 

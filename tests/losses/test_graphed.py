@@ -33,7 +33,15 @@ from raggedbev.losses.streampetr import streampetr_losses, streampetr_sums
 from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D
 from raggedbev.profiling.syncs import HostSyncCounter
 
-from .random_cases import PAD_SHAPE, ground_truth_2d, ground_truth_3d, predictions_2d, predictions_3d
+from .random_cases import (
+    PAD_SHAPE,
+    detr_loss,
+    detr_predictions,
+    ground_truth_2d,
+    ground_truth_3d,
+    predictions_2d,
+    predictions_3d,
+)
 from .recorder import Recorder
 
 LAYERS = 2
@@ -61,6 +69,11 @@ def inputs_3d(sizes, seed, device="cpu", with_dn=True):
 def inputs_2d(sizes, seed, device="cpu"):
     gt = ground_truth_2d(sizes, torch.float32, seed).packed(BUCKETS)
     return on_device((*predictions_2d(len(sizes), torch.float32, seed + 1), gt), device)
+
+
+def inputs_detr(sizes, seed, device="cpu"):
+    gt = ground_truth_2d(sizes, torch.float32, seed).packed(BUCKETS)
+    return on_device((*detr_predictions(LAYERS, len(sizes), torch.float32, seed + 1), gt), device)
 
 
 def on_device(inputs, device):
@@ -113,6 +126,7 @@ LOSSES = {
     "3d": (loss_3d, inputs_3d, dict),
     "3d without denoising": (loss_3d, partial(inputs_3d, with_dn=False), dict),
     "2d": (loss_2d, inputs_2d, dict),
+    "detr": (detr_loss, inputs_detr, dict),
     "3d, several ranks": (sums_3d, inputs_3d, ranks_3d),
     "2d, several ranks": (sums_2d, inputs_2d, ranks_2d),
 }
