@@ -80,7 +80,7 @@ def growth_chart(report: Mapping[str, Any], path: str | Path) -> None:
     sizes, arms = [int(size) for size in sweep], list(report["arms"])
     figure, (time, faster, memory) = plt.subplots(1, 3, figsize=(11.0, 3.6), layout="constrained")
     for name, color in zip(arms, _colors(arms), strict=True):
-        style = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1.6}
+        style = {"color": color, "marker": "o", "markersize": 4, "linewidth": 4.0 if name == arms[0] else 1.6}
         time.plot(sizes, [entry["arms"][name][row] for entry in sweep.values()], label=name, **style)
         memory.plot(sizes, [entry["arms"][name]["peak_memory_mib"] for entry in sweep.values()], **style)
         for slower, line in zip(BASELINES, ("-", "--"), strict=True):
