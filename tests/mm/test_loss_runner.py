@@ -68,8 +68,11 @@ def test_captured_2d_losses():
 @pytest.mark.skipif(not COMPILED, reason="SciPy's solver is no part of a graph")
 def test_compiled_losses():
     torch.compiler.reset()
-    check_2d(head_2d("Batched", loss_compile="aot_eager"), head_2d("Batched"), BATCHES[0])
-    check_3d(head_3d("Batched", loss_compile="aot_eager"), head_3d("Batched"), BATCHES[0])
+    for make, check in ((head_2d, check_2d), (head_3d, check_3d)):
+        head, plain = make("Batched", loss_compile="aot_eager"), make("Batched")
+        for stance in ("default", "fail_on_recompile"):
+            with torch.compiler.set_stance(stance):
+                check(head, plain, BATCHES[0])
 
 
 def frame(batch):
