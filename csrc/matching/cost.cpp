@@ -75,25 +75,25 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
   p.logits = keep(with_rows(logits));
   p.logits_problem_stride = kept.back().stride(0), p.logits_pred_stride = kept.back().stride(1);
   for (size_t i = 0; i < terms; ++i) {
-    const std::string number = "[" + std::to_string(i) + "]";
-    check_dims(("preds" + number).c_str(), preds[i], 3, "problems, P, D");
+    const std::string name = "l1[" + std::to_string(i) + "].";
+    check_dims((name + "preds").c_str(), preds[i], 3, "problems, P, D");
     const int64_t dims = preds[i].size(2);
-    check_like("preds" + number, preds[i], {problems, num_preds, dims}, logits);
-    check_like("gt" + number, gt[i], {samples, rows, dims}, logits);
-    TORCH_CHECK_VALUE(weights[i] >= 0, "weights" + number + " must not be negative, got ", weights[i]);
+    check_like(name + "preds", preds[i], {problems, num_preds, dims}, logits);
+    check_like(name + "targets", gt[i], {samples, rows, dims}, logits);
+    TORCH_CHECK_VALUE(weights[i] >= 0, name + "weight must not be negative, got ", weights[i]);
     L1Term& term = p.l1[i];
     term.preds = keep(with_rows(preds[i]));
     term.problem_stride = kept.back().stride(0), term.pred_stride = kept.back().stride(1);
     term.gt = keep(gt[i].contiguous()), term.dims = dims, term.weight = weights[i];
     const std::optional<Tensor> factor = factors.get(i);
     if (!factor.has_value()) continue;
-    check_like("factors" + number, *factor, {dims}, logits);
+    check_like(name + "factors", *factor, {dims}, logits);
     term.factors = keep(factor->contiguous());
   }
   if (boxes.has_value()) {
-    check_like("boxes", *boxes, {problems, num_preds, 4}, logits);
-    check_like("gt_boxes", *gt_boxes, {samples, rows, 4}, logits);
-    check_like("sizes", *sizes, {samples, 2}, logits);
+    check_like("overlap.preds", *boxes, {problems, num_preds, 4}, logits);
+    check_like("overlap.targets", *gt_boxes, {samples, rows, 4}, logits);
+    check_like("overlap.image_sizes", *sizes, {samples, 2}, logits);
     p.boxes = keep(with_rows(*boxes));
     p.boxes_problem_stride = kept.back().stride(0), p.boxes_pred_stride = kept.back().stride(1);
     p.gt_boxes = keep(gt_boxes->contiguous()), p.sizes = keep(sizes->contiguous());

@@ -322,12 +322,12 @@ Tensor sum(const Tensor& data, const Tensor& sizes, int64_t dim) {
 
 void check_sample(const Tensor& sample, int64_t number, const Tensor& out) {
   TORCH_CHECK_VALUE(sample.scalar_type() == out.scalar_type() && sample.device() == out.device(), "sample ", number,
-                    " must be ", name_of(out.scalar_type()), " on ", out.device(), " like out, got ",
+                    " must be ", name_of(out.scalar_type()), " on ", out.device(), " like the batch, got ",
                     name_of(sample.scalar_type()), " on ", sample.device());
   const bool fits =
       sample.dim() == out.dim() - 1 && sample.size(0) <= out.size(1) && sample.sizes().slice(1) == out.sizes().slice(2);
-  TORCH_CHECK_VALUE(fits, "sample ", number, " must be [at most ", out.size(1), ", *", Shape{out.sizes().slice(2)},
-                    "], got ", Shape{sample.sizes()});
+  TORCH_CHECK_VALUE(fits, "sample ", number, " must have at most ", out.size(1), " entries of shape ",
+                    Shape{out.sizes().slice(2)}, ", got ", Shape{sample.sizes()});
 }
 
 void pack_cpu_(const Tensor& out, at::TensorList samples) {

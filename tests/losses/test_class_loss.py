@@ -167,6 +167,10 @@ def test_wrong_arguments():
         focal_loss_sums(logits, labels[:, :4])
     with pytest.raises(ValueError, match=r"valid must have the rows \(2, 5\)"):
         focal_loss_sums(logits, labels, valid=valid[:, :3])
+    with pytest.raises(ValueError, match="labels must be on cpu like the logits, got meta"):
+        focal_loss_sums(logits, labels.to("meta"))
+    with pytest.raises(ValueError, match="quality must be on cpu like the logits, got meta"):
+        quality_focal_loss_sums(logits, labels, quality.to("meta"))
     with pytest.raises(TypeError, match=r"labels must be torch\.int64, got torch\.float32"):
         focal_loss_sums(logits, labels.float())
     with pytest.raises(TypeError, match=r"valid must be torch\.bool, got torch\.int64"):

@@ -206,6 +206,11 @@ def test_wrong_costs(cost):
         linear_assignment(cost)
 
 
+def test_costs_that_are_no_tensor():
+    with pytest.raises(TypeError, match="cost must be a tensor or RaggedBatch, got ndarray"):
+        linear_assignment(np.zeros((2, 3)))
+
+
 def test_wrong_ragged_costs():
     cost = RaggedBatch(random_costs(2, 3, 4, 5), sample_sizes=torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"^the ragged dimension must be one of the last two, got 1 of 4$"):

@@ -115,3 +115,8 @@ def test_coded_boxes():
 def test_nonfinite_costs():
     cost = torch.tensor([float("nan"), float("inf"), float("-inf"), 1.0])
     assert costs.replace_nonfinite_(cost).tolist() == [100, 100, -100, 1]
+
+
+def test_boxes_without_velocity_have_no_code() -> None:
+    with pytest.raises(ValueError, match=r"boxes must have 9 columns, the last two for velocity, got \(2, 7\)"):
+        costs.normalize_box3d(torch.rand(2, 7))

@@ -264,17 +264,17 @@ def test_wrong_arguments():
 
     fails(
         ValueError,
-        r"preds\[0\] must have shape \(6, 70, 8\), got \(6, 69, 8\)",
+        r"l1\[0\].preds must have shape \(6, 70, 8\), got \(6, 69, 8\)",
         l1=[L1Term(term.preds[:, :, 1:], term.targets)],
     )
     fails(
         ValueError,
-        r"gt\[0\] must have shape \(3, 5, 8\), got \(3, 5, 7\)",
+        r"l1\[0\].targets must have shape \(3, 5, 8\), got \(3, 5, 7\)",
         l1=[L1Term(term.preds, term.targets[..., 1:])],
     )
     fails(
         ValueError,
-        r"factors\[0\] must have shape \(8,\), got \(3,\)",
+        r"l1\[0\].factors must have shape \(8,\), got \(3,\)",
         l1=[L1Term(term.preds, term.targets, 1.0, torch.ones(3))],
     )
     fails(ValueError, "at most 4 L1 terms", l1=[term] * 5)
@@ -285,7 +285,7 @@ def test_wrong_arguments():
     )
     fails(
         ValueError,
-        r"gt_boxes must have shape \(3, 5, 4\), got \(3, 5, 3\)",
+        r"overlap.targets must have shape \(3, 5, 4\), got \(3, 5, 3\)",
         overlap=OverlapTerm(boxes.preds, boxes.targets[..., 1:], boxes.image_sizes),
     )
     fails(TypeError, "labels must be int32 or int64, got torch.float32", labels=good["labels"].float())
@@ -294,6 +294,11 @@ def test_wrong_arguments():
         ValueError,
         r"l1\[1\].preds must have the leading dimensions \(2, 3\), got shape \(4, 3, 70, 2\)",
         l1=[term, L1Term(torch.zeros(4, 3, 70, 2), torch.zeros(3, 5, 2))],
+    )
+    fails(
+        ValueError,
+        r"labels must have leading dimensions that go with \(2, 3\) of the predictions, got \(4,\)",
+        labels=torch.zeros(4, 5, dtype=torch.int64),
     )
     fails(ValueError, "num_gt must be on cpu", num_gt=good["num_gt"].to("meta"))
     fails(ValueError, r"labels must be on cpu", labels=good["labels"].to("meta"), num_gt=good["num_gt"].to("meta"))

@@ -319,9 +319,14 @@ WRONG: list[tuple[str, tuple, type[Exception], str]] = [
         "pack_",
         (DATA, [DATA[0], DATA[1, :, :2]]),
         ValueError,
-        r"sample 1 must be \[at most 1, \*\(3, 4\)\], got \(1, 2, 4\)",
+        r"sample 1 must have at most 1 entries of shape \(3, 4\), got \(1, 2, 4\)",
     ),
-    ("pack_", (DATA, [DATA[0], DATA[1].double()]), ValueError, "sample 1 must be torch.float32 on cpu like out, got"),
+    (
+        "pack_",
+        (DATA, [DATA[0], DATA[1].double()]),
+        ValueError,
+        "sample 1 must be torch.float32 on cpu like the batch, got",
+    ),
     ("pack_", (DATA, [DATA[0], DATA[1].clone().requires_grad_()]), ValueError, "ragged_pack_ has no gradient, but"),
 ]
 

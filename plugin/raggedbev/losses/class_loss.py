@@ -39,12 +39,11 @@ def focal_loss_sums(
     Raises:
         ValueError, TypeError: shapes, types or devices do not fit.
     """
-    rows = logits.shape[:-1]
     return _sums(
         _flat(logits, 1),
-        _flat(_expanded("labels", labels, rows)),
+        _flat(_expanded("labels", labels, logits)),
         None,
-        None if valid is None else _flat(_expanded("valid", valid, rows)),
+        None if valid is None else _flat(_expanded("valid", valid, logits)),
         float(alpha),
         float(gamma),
     )
@@ -67,12 +66,15 @@ def quality_focal_loss_sums(logits: Tensor, labels: Tensor, quality: Tensor, *, 
     Raises:
         ValueError, TypeError: shapes, types or devices do not fit.
     """
+    quality = _flat(_expanded("quality", quality.detach().to(logits.dtype), logits))
+    return _sums(_flat(logits, 1), _flat(_expanded("labels", labels, logits)), quality, None, 0.0, float(beta))
+
+
+def _expanded(name: str, values: Tensor, logits: Tensor) -> Tensor:
+    """`values` with one entry for each row of `logits`."""
     rows = logits.shape[:-1]
-    quality = _flat(_expanded("quality", quality.detach().to(logits.dtype), rows))
-    return _sums(_flat(logits, 1), _flat(_expanded("labels", labels, rows)), quality, None, 0.0, float(beta))
-
-
-def _expanded(name: str, values: Tensor, rows: torch.Size) -> Tensor:
+    if values.device != logits.device:
+        raise ValueError(f"{name} must be on {logits.device} like the logits, got {values.device}")
     try:
         return values.expand(rows)
     except RuntimeError:

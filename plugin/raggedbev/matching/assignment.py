@@ -124,11 +124,14 @@ def linear_assignment(
         The pairs, on the device of `cost`.
 
     Raises:
+        TypeError: `cost` is no tensor and no ragged batch.
         ValueError: shapes, dtypes, devices or options do not fit, or `check` found a problem.
     """
     check_solver(solver)
     if nonfinite not in _NONFINITE:
         raise ValueError(f"nonfinite must be one of {_NONFINITE}, got {nonfinite!r}")
+    if not isinstance(cost, Tensor | RaggedBatch):
+        raise TypeError(f"cost must be a tensor or RaggedBatch, got {type(cost).__name__}")
     if not cost.dtype.is_floating_point or cost.dim() < 2:
         raise ValueError(f"cost must be a floating-point tensor [..., G, P], got {tuple(cost.shape)} {cost.dtype}")
     if isinstance(cost, RaggedBatch):

@@ -49,7 +49,12 @@ def normalize_box3d(boxes: Tensor) -> Tensor:
     Returns:
         [..., 10]: x, y, z, log of the three dimensions, sin yaw, cos yaw, velocity x, y. Non-finite where a dimension
         is not positive.
+
+    Raises:
+        ValueError: another number of columns.
     """
+    if boxes.shape[-1] != 9:
+        raise ValueError(f"boxes must have 9 columns, the last two for velocity, got {tuple(boxes.shape)}")
     center, dims, yaw, velocity = boxes.split([3, 3, 1, 2], dim=-1)
     return torch.cat([center, dims.log(), yaw.sin(), yaw.cos(), velocity], dim=-1)
 

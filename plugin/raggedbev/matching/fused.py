@@ -107,7 +107,7 @@ def match_cost(
     lead = cls_logits.shape[:-2]
     gt_lead = labels.shape[:-1]
     if gt_lead != lead[len(lead) - len(gt_lead) :]:  # not simply shared: one copy for each problem
-        lead = gt_lead = torch.broadcast_shapes(lead, gt_lead)
+        lead = gt_lead = _common_lead(lead, gt_lead)
 
     def fold(name: str, tensor: Tensor, into: torch.Size, own_dims: int) -> Tensor:
         """Leading dimensions as one, without views that change nothing: for small batches they take their time."""
@@ -161,6 +161,16 @@ def match_cost(
     if len(lead) != 1:
         cost, minima = cost.reshape(*lead, *cost.shape[1:]), minima.reshape(*lead, *minima.shape[1:])
     return MatchCost(cost, minima)
+
+
+def _common_lead(lead: torch.Size, gt_lead: torch.Size) -> torch.Size:
+    """Leading dimensions of logits [..., P, C] and labels [..., G], broadcast."""
+    try:
+        return torch.broadcast_shapes(lead, gt_lead)
+    except RuntimeError:
+        raise ValueError(
+            f"labels must have leading dimensions that go with {tuple(lead)} of the predictions, got {tuple(gt_lead)}"
+        ) from None
 
 
 def _common_type(tensors: Sequence[Tensor]) -> torch.dtype:
