@@ -40,10 +40,10 @@ copybutton_prompt_text = "$ "
 
 def escape_docstring(app: Any, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Docstrings are plain text with `names`: what reStructuredText would take for markup is escaped outside names."""
-    for number, line in enumerate(lines):
-        parts = line.split("`")
-        parts[::2] = [re.sub(r"[*|]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
-        lines[number] = "`".join(parts)
+    parts = "\n".join(lines).split("`")
+    outside = [re.sub(r"[*|]|(?<=\w)_(?!\w)", r"\\\g<0>", part) for part in parts[::2]]
+    parts[::2] = [outside[0], *(re.sub(r"^\w", r"\\ \g<0>", part) for part in outside[1:])]  # `Name`s
+    lines[:] = "`".join(parts).split("\n")
 
 
 def skip_tuple_fields(app: Any, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:

@@ -37,6 +37,7 @@ class Panel:
     note: str
     rows: list[tuple[str, list[Cell]]]
     gaps: frozenset[int] = frozenset()
+    cell_width: int = 44
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ FILLER_PATTERN = (
     '<rect width="7" height="7" style="fill:#f4f4f4;stroke:none"/>'
     '<rect width="2" height="7" style="fill:#dedede;stroke:none"/></pattern>'
 )
-CELL_W, CELL_H, MARGIN, GAP, SIGN_W, BLOCK_GAP, HEAD = 44, 28, 20, 22, 34, 8, 40
+CELL_H, MARGIN, GAP, SIGN_W, BLOCK_GAP, HEAD = 28, 20, 22, 34, 8, 40
 HUES = {1: (66, 133, 200), 2: (226, 140, 58), 3: (88, 164, 92)}  # of the samples
 WARM = (226, 120, 40)
 
@@ -169,7 +170,7 @@ def text_at(x: int, y: int, text: str, style: str = "") -> str:
 def panel_size(panel: Panel, labels: bool) -> tuple[int, int]:
     """Width and height, with the room for row labels on the left."""
     columns = max((len(cells) for _, cells in panel.rows), default=0)
-    wide = max(columns * CELL_W, text_width(panel.name, 13), text_width(panel.note, 11))
+    wide = max(columns * panel.cell_width, text_width(panel.name, 13), text_width(panel.note, 11))
     left = label_width(panel) if labels else 0
     return left + wide, HEAD + len(panel.rows) * CELL_H + len(panel.gaps) * BLOCK_GAP
 
@@ -188,10 +189,13 @@ def draw_panel(panel: Panel, x: int, y: int, labels: bool) -> Iterator[str]:
         if labels:
             yield text_at(left - 10, top + 19, label, "label")
         for column, shown in enumerate(cells):
-            x = left + column * CELL_W
-            yield f'<rect x="{x}" y="{top}" width="{CELL_W}" height="{CELL_H}" {fill_of(shown)}/>'
+            x = left + column * panel.cell_width
+            yield f'<rect x="{x}" y="{top}" width="{panel.cell_width}" height="{CELL_H}" {fill_of(shown)}/>'
             yield text_at(
-                x + CELL_W // 2, top + 19, shown.text, "cell" if shown.look == "entry" else f"cell {shown.look}"
+                x + panel.cell_width // 2,
+                top + 19,
+                shown.text,
+                "cell" if shown.look == "entry" else f"cell {shown.look}",
             )
         if not cells:
             yield text_at(left + 4, top + 19, "empty", "off")

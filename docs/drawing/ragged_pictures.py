@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from panels import Panel, Picture, blocks, cell, grid, kind, lists
+from panels import Cell, Panel, Picture, blocks, cell, grid, kind, lists
 from torch import Tensor
 
 from raggedbev import (
@@ -21,6 +22,7 @@ from raggedbev import (
     batched_indexing_write,
     batched_inverse_indexing_access,
     combine_data,
+    copy_to_device,
     get_compact_from_named_tuple,
     get_compact_lists,
     get_indices_from_mask,
@@ -28,6 +30,7 @@ from raggedbev import (
     squeeze_except_batch_and_sample,
     sum_over_targets,
 )
+from raggedbev.ragged.transfer import BufferPlan
 
 NAN = float("nan")
 
@@ -328,10 +331,46 @@ def draw_buckets() -> Picture:
     )
 
 
+def draw_copy_to_device() -> Picture:
+    nested = {"boxes": combine_data(SAMPLES), "labels": np.array([1, 0, 2]), "meta": "token"}
+    there = copy_to_device(nested, "cpu")
+    plan = BufferPlan()
+    leaves = {
+        "boxes.tensor": there["boxes"].tensor,
+        "boxes.sizes": there["boxes"].sample_sizes,
+        "labels": there["labels"],
+    }
+    for leaf in leaves.values():
+        plan.add(leaf.shape, leaf.dtype)
+    rows = [(name, [Cell(type(value).__name__)]) for name, value in nested.items()]
+    moved = [(name, [Cell(type(value).__name__)]) for name, value in there.items()]
+    places = [
+        (name, [Cell(name), Cell(f"{slot.start * slot.dtype.itemsize} on"), Cell(f"{leaf.nbytes} bytes")])
+        for (name, leaf), slot in zip(leaves.items(), plan.slots, strict=True)
+    ]
+    return Picture(
+        "copy_to_device(nested, device)",
+        [
+            [
+                Panel("nested", "a dict", rows, cell_width=110),
+                "→",
+                Panel("out", "a dict", moved, cell_width=110),
+                "",
+                Panel("one buffer", f"{plan.num_bytes} bytes", places, cell_width=110),
+            ]
+        ],
+        [
+            "What is small travels side by side in one page-locked buffer, each tensor from a multiple of 16 bytes on.",
+            "Types, shapes and shared sizes stay; arrays become tensors.",
+        ],
+    )
+
+
 PICTURES: dict[str, Callable[[], Picture]] = {
     "RaggedBatch": draw_ragged_batch,
     "combine_data": draw_combine_data,
     "Buckets": draw_buckets,
+    "copy_to_device": draw_copy_to_device,
     "batched_indexing_access": draw_indexing_access,
     "batched_inverse_indexing_access": draw_inverse_indexing_access,
     "batched_indexing_write": draw_indexing_write,
