@@ -239,3 +239,26 @@ def test_command_is_understood(command: str, capsys: pytest.CaptureFixture) -> N
                 assert stop.code == 0, capsys.readouterr().err
         else:
             assert importlib.util.find_spec(name) is not None, name
+
+
+def test_every_config_is_in_the_table() -> None:
+    text = Page(ROOT / "docs" / "guide" / "streampetr.md").text
+    configs = [path.stem for path in (ROOT / "configs" / "streampetr").glob("*.py")]
+    assert {name for name in configs if not name.endswith("_batched")} <= set(
+        re.findall(r"`(streampetr_\w[\w-]*)`", text)
+    )
+    assert sorted(f"{name}_batched" for name in configs if not name.endswith("_batched")) == sorted(
+        name for name in configs if name.endswith("_batched")
+    )
+
+
+def test_every_page_is_in_the_contents() -> None:
+    """Of the site: listed in index.md, by name or by pattern."""
+    docs = ROOT / "docs"
+    listed = {"index"}
+    for index in ("index.md", "api/index.md"):
+        for toctree in re.findall(r"```{toctree}\n(.*?)```", (docs / index).read_text(encoding="utf-8"), re.DOTALL):
+            for entry in re.findall(r"^[\w/*]+$", toctree, re.MULTILINE):
+                folder = (docs / index).parent
+                listed |= {path.relative_to(docs).with_suffix("").as_posix() for path in folder.glob(f"{entry}.md")}
+    assert {path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.md")} == listed
