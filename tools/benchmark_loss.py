@@ -192,7 +192,8 @@ def run_iteration(args: argparse.Namespace) -> dict[str, Any]:
     config = iteration.load_config(args.config)
     names, repeats = args.arms or usual_arms(args.device), args.repeats or 3
     batch_sizes = sorted(args.batch_sizes or [args.batch_size or config.train_dataloader.batch_size])
-    progress = _progress(batch_sizes, len(names), repeats)
+    has_shapes = any("+" in name for name in names)  # what captures or compiles anew for each
+    progress = _progress(batch_sizes, len(names), repeats + STREAM_LENGTH * has_shapes)
     reports = []
     for batch_size in batch_sizes:
         if args.real_data:
@@ -208,6 +209,10 @@ def run_iteration(args: argparse.Namespace) -> dict[str, Any]:
             progress.step(f"first run of {name}", batch_size)
             losses[name] = arm.losses()
         agreement = Agreement.of_losses(losses)
+        if has_shapes:
+            for name, arm in arms.items():
+                progress.step(f"steps on all shapes by {name}", STREAM_LENGTH * batch_size)
+                arm.warm_up()
         if args.load_data:
             for name, arm in arms.items():
                 published = not name.startswith("batched")

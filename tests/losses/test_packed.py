@@ -20,6 +20,7 @@ from raggedbev.losses import (
     unpack_uniform,
 )
 from raggedbev.matching import HungarianMatcher2D, HungarianMatcher3D
+from raggedbev.profiling.syncs import HostSyncCounter
 
 from .random_cases import PAD_SHAPE, SIZES, ground_truth_2d, ground_truth_3d, predictions_2d, predictions_3d
 
@@ -69,6 +70,14 @@ def test_it_is_packed_once():
     assert gt.packed().packed(Buckets()) is gt.packed()
     truth = ground_truth_2d([3, 1], torch.float32)
     assert truth.packed(BUCKETS) is truth.packed(BUCKETS) and truth.packed().centers is truth.centers
+
+
+def test_packing_reads_nothing():
+    truths = (ground_truth_3d([3, 1], torch.float32), ground_truth_2d([3, 1], torch.float32))
+    with HostSyncCounter("cpu") as syncs:
+        for truth in truths:
+            truth.packed(BUCKETS), truth.packed()
+    assert dict(syncs.by_kind) == {}
 
 
 @pytest.mark.parametrize("make", [ground_truth_3d, ground_truth_2d])

@@ -50,9 +50,15 @@ def _check_packed(kind: str, widths: dict[str, tuple[RaggedBatch, int | None]]) 
             raise ValueError(f"{kind}: {name} must be int64, got {batch.dtype}")
         if batch.device != widths[first][0].device:
             raise ValueError(f"{kind}: {name} is on {batch.device}, {first} is on {widths[first][0].device}")
-        sizes, wanted_sizes = batch.layout.host_sizes(), widths[first][0].layout.host_sizes()
-        if sizes is not None and wanted_sizes is not None and list(sizes) != list(wanted_sizes):
-            raise ValueError(f"{kind}: {name} has the sizes {list(sizes)}, {first} has {list(wanted_sizes)}")
+        if batch.layout is not widths[first][0].layout:
+            _check_sizes(kind, name, batch, first, widths[first][0])
+
+
+def _check_sizes(kind: str, name: str, batch: RaggedBatch, first: str, other: RaggedBatch) -> None:
+    """The same objects per unit, where the host knows how many there are."""
+    sizes, wanted = batch.layout.host_sizes(), other.layout.host_sizes()
+    if sizes is not None and wanted is not None and list(sizes) != list(wanted):
+        raise ValueError(f"{kind}: {name} has the sizes {list(sizes)}, {first} has {list(wanted)}")
 
 
 class _Objects:
