@@ -30,7 +30,7 @@ class Buckets:
     def __post_init__(self) -> None:
         object.__setattr__(self, "sizes", tuple(self.sizes))
         if not self.sizes or self.sizes[0] < 1 or list(self.sizes) != sorted(set(self.sizes)):
-            raise ValueError(f"buckets must be positive lengths in rising order, got {self.sizes}")
+            raise ValueError(f"padded sizes (buckets) must be positive lengths in rising order, got {self.sizes}")
 
     def __call__(self, size: int) -> int:
         """The smallest length that holds `size` entries; 0 stays 0."""
