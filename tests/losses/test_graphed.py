@@ -253,9 +253,15 @@ def test_without_gradients_at_all():
         assert float(graphed(leaf(1.0, 2.0))["loss"]) == 10.0
         assert not graphed(leaf(3.0, 2.0))["loss"].requires_grad
     assert graphed.num_captures == 1
+    for _ in range(2):
+        with torch.inference_mode():
+            assert graphed(torch.tensor([1.0, 3.0]))["loss"].is_inference()
+        with torch.no_grad():
+            assert float(graphed(torch.tensor([1.0, 4.0]))["loss"]) == 34.0
+    assert graphed.num_captures == 3
     assert graphed(leaf(1.0, 2.0))["loss"].requires_grad
     assert not graphed(torch.tensor([1.0, 2.0]))["loss"].requires_grad
-    assert graphed.num_captures == 3
+    assert graphed.num_captures == 5
 
 
 KEYS = {

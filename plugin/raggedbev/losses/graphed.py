@@ -363,4 +363,5 @@ def _mode(tensor: Tensor) -> Hashable:
     """What a capture depends on of torch's state."""
     kind = tensor.device.type
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return torch.is_grad_enabled(), autocast, torch.are_deterministic_algorithms_enabled()
+    gradients = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    return gradients, autocast, torch.are_deterministic_algorithms_enabled()
