@@ -55,10 +55,10 @@ def test_parity(sizes, dtype):
 
 
 @settings(max_examples=20, deadline=None)
-@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8), double=st.booleans(), seed=st.integers(0, 10**6))
-def test_random_cases(sizes, double, seed):
-    dtype = torch.float64 if double else torch.float32
-    check_parity(predictions_2d(len(sizes), dtype, seed + 1), ground_truth_2d(sizes, dtype, seed))
+@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=8), seed=st.integers(0, 10**6))
+def test_random_cases(sizes, seed):
+    """In float64: among random cases in float32 some have two assignments of equal cost but for rounding."""
+    check_parity(predictions_2d(len(sizes), torch.float64, seed + 1), ground_truth_2d(sizes, torch.float64, seed))
 
 
 @dtypes

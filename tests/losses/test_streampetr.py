@@ -69,12 +69,12 @@ def test_parity(sizes, with_dn, dtype):
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=8),
     layers=st.sampled_from([1, 2, 6]),
     queries=st.sampled_from([4, 15, 40]),
-    double=st.booleans(),
     with_dn=st.booleans(),
     seed=st.integers(0, 10**6),
 )
-def test_random_cases(sizes, layers, queries, double, with_dn, seed):
-    dtype = torch.float64 if double else torch.float32
+def test_random_cases(sizes, layers, queries, with_dn, seed):
+    """In float64: among random cases in float32 some have two assignments of equal cost but for rounding."""
+    dtype = torch.float64
     gt = ground_truth_3d(sizes, dtype, seed)
     dn = denoising_3d(gt, layers, dtype, seed + 2) if with_dn else None
     check_parity(predictions_3d(layers, len(sizes), dtype, queries, seed + 1), gt, dn)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -184,12 +186,16 @@ def test_layers_and_batch_sizes(name, layers, sizes):
     compare(name, torch.float64, layers=layers, sizes=sizes, seed=1)
 
 
-@heads
-@pytest.mark.parametrize("seed", range(3))
-def test_random_cases(name, seed):
-    g = torch.Generator().manual_seed(seed)
-    sizes = torch.randint(0, 15, (int(torch.randint(1, 6, (1,), generator=g)),), generator=g).tolist()
-    compare(name, torch.float64, sizes=sizes, layers=3, seed=10 + seed, queries=7)
+@settings(max_examples=20, deadline=None)
+@given(
+    name=st.sampled_from(sorted(HEADS)),
+    sizes=st.lists(st.integers(0, 14), min_size=1, max_size=6),
+    layers=st.sampled_from([1, 2, 3]),
+    queries=st.sampled_from([3, 7, 12]),
+    seed=st.integers(0, 10**6),
+)
+def test_random_cases(name, sizes, layers, queries, seed):
+    compare(name, torch.float64, sizes=sizes, layers=layers, seed=seed, queries=queries)
 
 
 def test_more_objects_than_queries():
