@@ -13,8 +13,11 @@ from raggedbev.losses.graphed import CudaGraphs, GraphedLoss, GraphLimitWarning
 from raggedbev.losses.ground_truth import GroundTruth2D, GroundTruth3D, PackedGroundTruth2D, PackedGroundTruth3D
 from raggedbev.losses.nonfinite import count_nonfinite
 from raggedbev.losses.streampetr import FocalLossConfig, StreamPETRLossConfig, streampetr_loss
+from raggedbev.losses.terms import L1, BalancedL1, SmoothL1
 
 __all__ = [
+    "L1",
+    "BalancedL1",
     "CudaGraphs",
     "DenoisingConfig",
     "DenoisingOutput",
@@ -27,6 +30,7 @@ __all__ = [
     "GroundTruth3D",
     "PackedGroundTruth2D",
     "PackedGroundTruth3D",
+    "SmoothL1",
     "StreamPETRLossConfig",
     "attention_mask",
     "count_nonfinite",

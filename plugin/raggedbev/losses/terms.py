@@ -147,7 +147,7 @@ class CoordinateLoss(Protocol):
 
 @dataclass(frozen=True)
 class L1:
-    """See `l1_loss`."""
+    """Absolute difference of every coordinate."""
 
     def __call__(self, preds: Tensor, targets: Tensor) -> Tensor:
         return l1_loss(preds, targets)
@@ -155,7 +155,11 @@ class L1:
 
 @dataclass(frozen=True)
 class SmoothL1:
-    """See `smooth_l1_loss`."""
+    """Smooth L1 loss of every coordinate (Girshick 2015, equation 3).
+
+    Attributes:
+        beta: difference where the parabola ends, above 0.
+    """
 
     beta: float = 1.0
 
@@ -168,7 +172,13 @@ class SmoothL1:
 
 @dataclass(frozen=True)
 class BalancedL1:
-    """See `balanced_l1_loss`."""
+    """Balanced L1 loss of every coordinate (Pang et al. 2019, equations 7 to 9).
+
+    Attributes:
+        alpha: weight of small differences, above 0.
+        gamma: slope of large differences.
+        beta: difference from which on the loss is linear, above 0.
+    """
 
     alpha: float = 0.5
     gamma: float = 1.5
