@@ -1,11 +1,98 @@
 // Loops as SIMD. A function marked RAGGEDBEV_SIMD is compiled for several instruction sets, and the machine's best is
 // taken when the library is loaded; what it calls must be RAGGEDBEV_INLINE to come along. Templates cannot be marked.
+// Vectors go by reference: how they are passed by value depends on the instruction set.
 #pragma once
 
+#include <cstdint>
+#include <cstring>
+
 #include "common/macros.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__)
 #define RAGGEDBEV_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define RAGGEDBEV_SIMD
 #endif
+
+namespace raggedbev {
+
+constexpr int kVectorBytes = 32;
+
+template <typename T>
+struct VectorOf {
+  static constexpr int kSize = kVectorBytes / sizeof(T);
+  typedef T Type __attribute__((vector_size(kVectorBytes)));
+};
+
+// Lanes of T. Comparisons give lanes of integers as wide, -1 for true, that choose with ?:.
+template <typename T>
+using Vector = typename VectorOf<T>::Type;
+
+template <typename T>
+RAGGEDBEV_INLINE void load(const T* values, Vector<T>& out) {
+  std::memcpy(&out, values, sizeof(out));
+}
+
+RAGGEDBEV_INLINE void load(const float* values, Vector<double>& out) {
+  typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
+  Half half;
+  std::memcpy(&half, values, sizeof(half));
+  out = __builtin_convertvector(half, Vector<double>);
+}
+
+template <typename T>
+RAGGEDBEV_INLINE void store(const Vector<T>& vector, T* out) {
+  std::memcpy(out, &vector, sizeof(vector));
+}
+
+template <typename T>
+RAGGEDBEV_INLINE void keep_smaller(const Vector<T>& values, Vector<T>& smallest) {
+  smallest = values < smallest ? values : smallest;
+}
+
+template <typename T>
+RAGGEDBEV_INLINE T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+RAGGEDBEV_INLINE float smallest_lane(const Vector<float>& v) {
+  return smaller(smaller(smaller(v[0], v[1]), smaller(v[2], v[3])), smaller(smaller(v[4], v[5]), smaller(v[6], v[7])));
+}
+
+RAGGEDBEV_INLINE double smallest_lane(const Vector<double>& v) {
+  return smaller(smaller(v[0], v[1]), smaller(v[2], v[3]));
+}
+
+// Bit j: whether values[j] == value, j < 16.
+RAGGEDBEV_INLINE uint32_t equal_bits(const float* values, float value) {
+#if defined(__SSE2__)
+  const __m128 wanted = _mm_set1_ps(value);
+  const auto equal = [&](int j) { return _mm_castps_si128(_mm_cmpeq_ps(_mm_loadu_ps(values + j), wanted)); };
+  const __m128i low = _mm_packs_epi32(equal(0), equal(4)), high = _mm_packs_epi32(equal(8), equal(12));
+  return static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
+#else
+  uint32_t bits = 0;
+  for (int j = 0; j < 16; ++j) bits |= uint32_t{values[j] == value} << j;
+  return bits;
+#endif
+}
+
+RAGGEDBEV_INLINE uint32_t equal_bits(const double* values, double value) {
+#if defined(__SSE2__)
+  const __m128d wanted = _mm_set1_pd(value);
+  const auto equal = [&](int j) { return _mm_castpd_si128(_mm_cmpeq_pd(_mm_loadu_pd(values + j), wanted)); };
+  const auto four = [&](int j) { return _mm_packs_epi32(equal(j), equal(j + 2)); };
+  const __m128i low = _mm_packs_epi16(four(0), four(4)), high = _mm_packs_epi16(four(8), four(12));
+  return static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
+#else
+  uint32_t bits = 0;
+  for (int j = 0; j < 16; ++j) bits |= uint32_t{values[j] == value} << j;
+  return bits;
+#endif
+}
+
+}  // namespace raggedbev

@@ -14,7 +14,7 @@ namespace raggedbev::matching {
 
 struct AssignmentParams {
   const void* cost;       // [problems, G, P] float or double, contiguous
-  const void* minima;     // [problems, G, blocks of P], the costs' type; may be null, see Search::take_minima
+  const void* minima;     // [problems, G, blocks of P], the costs' type; may be null, see Search::solve
   const int64_t* num_gt;  // [problems] or null for G; values outside [0, G] count as the nearer end
   int64_t* pred_of_gt;    // [problems, G]
   int64_t* gt_of_pred;    // [problems, P]
@@ -166,8 +166,9 @@ RAGGEDBEV_KERNEL Clamped<Cost> clamp_of(const Ops& ops, const Cost* cost, int nu
 }
 
 template <typename Cost>
-RAGGEDBEV_KERNEL const Cost* minima_of(const AssignmentParams& p, int64_t number, int row) {
-  return static_cast<const Cost*>(p.minima) + (number * p.num_rows + row) * num_blocks(p.num_cols);
+RAGGEDBEV_KERNEL const Cost* minima_of(const AssignmentParams& p, int64_t number) {
+  if (p.minima == nullptr) return nullptr;
+  return static_cast<const Cost*>(p.minima) + number * p.num_rows * num_blocks(p.num_cols);
 }
 
 // Lower bounds of row `row`, for any row of [G].
@@ -178,7 +179,9 @@ RAGGEDBEV_KERNEL void bound_row(const Ops& ops, const AssignmentParams& p, int64
   if (problem.transposed || row >= problem.num_rows || problem.num_cols == 0) return;
   Workspace<Cost> workspace;
   const Cost* cost = prepare(ops, p, problem, memory, workspace);
-  Search<Plain<Cost>, Ops>(ops, {}, cost, problem.num_rows, problem.num_cols, workspace).bound_row(row);
+  const Search<Plain<Cost>, Ops> search(ops, {}, cost, problem.num_rows, problem.num_cols, workspace);
+  const bool invalid = search.bound_row(row);
+  ops.once([&] { workspace.invalid[row] = invalid; });
 }
 
 // All of a problem; `bounded`: bound_row has been called for every row.
@@ -202,14 +205,13 @@ RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, i
     Workspace<Cost> workspace;
     const Cost* cost = prepare(ops, p, problem, memory, workspace);
     Search<Plain<Cost>, Ops> search(ops, {}, cost, problem.num_rows, problem.num_cols, workspace);
-    for (int row = 0; row < problem.num_rows && (!bounded || problem.transposed); ++row) {
-      if (p.minima == nullptr || problem.transposed) {
-        search.bound_row(row);
-      } else {
-        search.take_minima(row, minima_of<Cost>(p, number, row));
-      }
+    bounded = bounded && !problem.transposed;
+    const auto is_invalid = [&](int row) { return workspace.invalid[row]; };
+    if (bounded && ops.first(problem.num_rows, is_invalid) < problem.num_rows) {
+      status = kInvalid;
+    } else {
+      status = search.solve(bounded, problem.transposed ? nullptr : minima_of<Cost>(p, number));
     }
-    status = search.solve();
     bool clamped = status == kInfeasible || (status == kInvalid && p.last_resort);
     Clamped<Cost> access{};
     if (clamped || (status == kSolved && search.was_long())) {
@@ -232,8 +234,7 @@ RAGGEDBEV_KERNEL Status solve_clamped(const Ops& ops, const AssignmentParams& p,
   Workspace<double> workspace;
   prepare(ops, p, problem, memory, workspace);
   Search<Clamped<Cost>, Ops> search(ops, access, cost, problem.num_rows, problem.num_cols, workspace);
-  for (int row = 0; row < problem.num_rows; ++row) search.bound_row(row);
-  search.solve();
+  search.solve(false, nullptr);
   const bool forbidden = write_pairs(ops, p, number, problem, cost, search, p.last_resort);
   return status == kInvalid || forbidden ? status : kSolved;
 }

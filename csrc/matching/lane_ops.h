@@ -45,6 +45,12 @@ class LaneOps {
     return invalid;
   }
 
+  // Whether looking at a row as a whole is faster than keeping bounds of its blocks.
+  template <typename Access>
+  RAGGEDBEV_KERNEL constexpr bool scans_rows(const Access&, int) const {
+    return false;
+  }
+
   // Whether there is a NaN among them.
   template <typename Value>
   RAGGEDBEV_KERNEL bool copy_minima(const Value* known, int count, Value* minima) const {
@@ -53,24 +59,21 @@ class LaneOps {
   }
 
   template <typename Value>
-  RAGGEDBEV_KERNEL int first_smallest(const Value* values, int count) const {
-    return first_equal(values, count, minimum<Value>(count, [&](int j) { return values[j]; }));
+  RAGGEDBEV_KERNEL Smallest<Value> smallest(const Value* values, int count) const {
+    return smallest_of<Value>(count, [&](int j) { return values[j]; });
   }
 
-  template <typename Access, typename Cost, typename Value>
-  RAGGEDBEV_KERNEL Value free_minimum(const Access& access, const Cost* cost, const Value* taken, int count) const {
-    return minimum<Value>(count, [&](int j) { return access(cost[j]) + taken[j]; });
-  }
-
-  template <typename Access, typename Cost, typename Value>
-  RAGGEDBEV_KERNEL int first_free_equal(const Access& access, const Cost* cost, const Value* taken, int count,
-                                        Value value) const {
-    return first(count, [&](int j) { return access(cost[j]) + taken[j] == value; });
-  }
-
+  // values[at] = value; the smallest.
   template <typename Value>
-  RAGGEDBEV_KERNEL int first_equal(const Value* values, int count, Value value) const {
-    return first(count, [&](int j) { return values[j] == value; });
+  RAGGEDBEV_KERNEL Smallest<Value> replace(Value* values, int count, int at, Value value) const {
+    once([&] { values[at] = value; });
+    return smallest(values, count);
+  }
+
+  template <typename Access, typename Cost, typename Value>
+  RAGGEDBEV_KERNEL Smallest<Value> smallest_free(const Access& access, const Cost* cost, const Value* taken,
+                                                 int count) const {
+    return smallest_of<Value>(count, [&](int j) { return access(cost[j]) + taken[j]; });
   }
 
   template <typename Access, typename Cost, typename Value>
@@ -79,14 +82,20 @@ class LaneOps {
     each_column(end - begin, [&](int, int j) { out[begin + j] = access(cost[columns[begin + j]]); });
   }
 
-  // out = cost - dual; the smallest.
-  template <typename Value>
-  RAGGEDBEV_KERNEL double reduced_costs(const Value* cost, const double* dual, double* out, int count) const {
-    return minimum<double>(count, [&](int k) { return out[k] = static_cast<double>(cost[k]) - dual[k]; });
+  // The smallest cost; whether one is NaN or -inf.
+  template <typename Access, typename Cost, typename Value = typename Access::Value>
+  RAGGEDBEV_KERNEL Smallest<Value> smallest_in_row(const Access& access, const Cost* cost, int count,
+                                                   bool& invalid) const {
+    invalid = first(count, [&](int j) { return !(access(cost[j]) > -infinity<Value>()); }) < count;
+    return smallest_of<Value>(count, [&](int j) { return access(cost[j]); });
   }
 
-  RAGGEDBEV_KERNEL double smallest(const double* values, int count) const {
-    return minimum<double>(count, [&](int k) { return values[k]; });
+  // out = cost - dual; the smallest.
+  template <typename Value>
+  RAGGEDBEV_KERNEL Smallest<double> reduced_costs(const Value* cost, const double* dual, double* out, int count) const {
+    const auto reduced = [&](int k) { return out[k] = static_cast<double>(cost[k]) - dual[k]; };
+    const double lowest = minimum<double>(count, reduced);
+    return {lowest, first(count, [&](int k) { return out[k] == lowest; })};
   }
 
   RAGGEDBEV_KERNEL double minimum_without(const double* values, int count, int without) const {
@@ -102,9 +111,9 @@ class LaneOps {
 
   // Shortens lengths by way of `row`; the smallest.
   template <typename Value>
-  RAGGEDBEV_KERNEL double relax(const Value* cost, const double* barrier, double base, double* length, int64_t* from,
-                                int row, int count) const {
-    return minimum<double>(count, [&](int k) {
+  RAGGEDBEV_KERNEL Smallest<double> relax(const Value* cost, const double* barrier, double base, double* length,
+                                          int64_t* from, int row, int count) const {
+    const double lowest = minimum<double>(count, [&](int k) {
       const double by_row = base + (static_cast<double>(cost[k]) - barrier[k]);
       if (by_row < length[k]) {
         length[k] = by_row;
@@ -112,6 +121,7 @@ class LaneOps {
       }
       return length[k];
     });
+    return {lowest, first(count, [&](int k) { return length[k] == lowest; })};
   }
 
   template <typename Function>
@@ -145,6 +155,12 @@ class LaneOps {
   }
 
  private:
+  template <typename T, typename Function>
+  RAGGEDBEV_KERNEL Smallest<T> smallest_of(int count, Function value) const {
+    const T lowest = minimum<T>(count, value);
+    return {lowest, first(count, [&](int j) { return value(j) == lowest; })};
+  }
+
   Group group_;
 };
 

@@ -87,6 +87,13 @@ struct Candidate {
   int32_t col;  // -1: none
 };
 
+// The first of the smallest values; with +inf only, any.
+template <typename Value>
+struct Smallest {
+  Value value;
+  int at;
+};
+
 // Fast memory (a block's shared memory) takes what it has room for; bulk memory takes the rest.
 struct Memory {
   char* bulk = nullptr;
@@ -138,7 +145,7 @@ struct Workspace {
       used.fast += fast ? bytes : 0;
       used.bulk += fast ? 0 : bytes;
     };
-    take(bound, rows * num_blocks(cols)), take(invalid, rows);  // these outlive a kernel
+    take(bound, rows * num_blocks(cols) + kVector), take(invalid, rows);  // these outlive a kernel
     fast = true;
     take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows), take(base, rows);
     take(reach, rows);
@@ -164,24 +171,23 @@ class Search {
                                const Workspace<Value>& memory)
       : ops_(ops), access_(access), cost_(cost), num_rows_(num_rows), num_cols_(num_cols), w_(memory) {}
 
-  // First, for every row: the lower bounds, and whether a cost is NaN or -inf.
-  RAGGEDBEV_KERNEL void bound_row(int i) const {
-    const bool invalid = ops_.block_minima(access_, cost_row(i), num_cols_, w_.bound + bound_offset(i));
-    ops_.once([&] { w_.invalid[i] = invalid; });
+  // Lower bounds of a row; whether a cost is NaN or -inf.
+  RAGGEDBEV_KERNEL bool bound_row(int i) const {
+    return ops_.block_minima(access_, cost_row(i), num_cols_, w_.bound + bound_offset(i));
   }
 
-  // The same where the smallest cost of each block is known, NaN in a block with NaN or -inf.
-  RAGGEDBEV_KERNEL void take_minima(int i, const Value* minima) const {
-    const bool invalid = ops_.copy_minima(minima, num_blocks(), w_.bound + bound_offset(i));
-    ops_.once([&] { w_.invalid[i] = invalid; });
-  }
-
-  // Then: rows without a column are left only when the costs forbid more (kInfeasible).
-  RAGGEDBEV_KERNEL Status solve() {
-    if (ops_.first(num_rows_, [&](int i) { return w_.invalid[i]; }) < num_rows_) return kInvalid;
+  // Rows without a column are left only when the costs forbid more (kInfeasible). `bounded`: bound_row has been called
+  // for every row, and was false. `minima` [num_rows, blocks]: null, or the smallest cost of each block, NaN in a block
+  // with NaN or -inf.
+  RAGGEDBEV_KERNEL Status solve(bool bounded, const Value* minima) {
     num_matched_ = num_open_ = 0;
     ops_.fill(w_.taken, num_cols_, Value{0});
-    for (int i = 0; i < num_rows_; ++i) take_smallest(i);
+    for (int i = 0; i < num_rows_; ++i) {
+      Value lowest;
+      const Candidate<Value> best = smallest_of_row(i, bounded, minima, lowest);
+      if (lowest != lowest) return kInvalid;
+      take_smallest(i, best, lowest);
+    }
     reduce_rows();
     Status status = kSolved;
     for (int r = 0; r < num_open_; ++r) {
@@ -213,11 +219,29 @@ class Search {
   RAGGEDBEV_KERNEL bool is_taken(int col) const { return w_.taken[col] != 0; }
   RAGGEDBEV_KERNEL void note_length(double length) { was_long_ |= !(length < kLong && length > -kLong); }
 
+  // The row's smallest free column, and its lowest cost, NaN if a cost is NaN or -inf.
+  RAGGEDBEV_KERNEL Candidate<Value> smallest_of_row(int i, bool bounded, const Value* minima, Value& lowest) {
+    bool invalid = false;
+    if (minima == nullptr && ops_.scans_rows(access_, num_cols_)) {
+      const Smallest<Value> smallest = ops_.smallest_in_row(access_, cost_row(i), num_cols_, invalid);
+      lowest = invalid ? infinity<Value>() - infinity<Value>() : smallest.value;
+      if (invalid || !is_taken(smallest.at)) return {smallest.value, smallest.value < infinity<Value>() ? smallest.at : -1};
+      return smallest_free(i);
+    }
+    Value* const bound = w_.bound + bound_offset(i);
+    if (minima != nullptr) {
+      invalid = ops_.copy_minima(minima + bound_offset(i), num_blocks(), bound);
+    } else if (!bounded) {
+      invalid = bound_row(i);
+    }
+    const Smallest<Value> smallest = ops_.smallest(bound, num_blocks());
+    lowest = invalid ? infinity<Value>() - infinity<Value>() : smallest.value;
+    return invalid ? Candidate<Value>{} : smallest_free_by_bounds(i, smallest);
+  }
+
   // A row whose smallest column is free takes it: no dual value can make another one better.
-  RAGGEDBEV_KERNEL void take_smallest(int i) {
-    Value smallest;
-    const Candidate<Value> best = smallest_free(i, smallest);
-    const bool open = best.col < 0 || best.value > smallest;
+  RAGGEDBEV_KERNEL void take_smallest(int i, const Candidate<Value>& best, Value lowest) {
+    const bool open = best.col < 0 || best.value > lowest;
     ops_.once([&] {
       w_.free[i] = best;
       w_.place[i] = -1;
@@ -243,39 +267,52 @@ class Search {
     });
   }
 
-  // The smallest column of the block with the lowest bound, if that bound is true; else the bound is raised. `lowest`:
-  // the lowest bound there was.
-  RAGGEDBEV_KERNEL Candidate<Value> smallest_free(int i, Value& lowest) {
-    const Value* bound = w_.bound + bound_offset(i);
-    for (bool raised = false;; raised = true) {
-      const int block = ops_.first_smallest(bound, num_blocks());
-      const Value value = bound[block];
-      if (!raised) lowest = value;
-      if (!(value < infinity<Value>())) return {infinity<Value>(), -1};
-      const int first = block * kBlock;
-      const int count = columns_from(first);
-      const int at = ops_.first_free_equal(access_, cost_row(i) + first, w_.taken + first, count, value);
-      if (at < count) return {value, first + at};
-      raise_bound(i, block);
-    }
+  RAGGEDBEV_KERNEL Candidate<Value> smallest_free(int i) const {
+    const Smallest<Value> smallest = ops_.smallest_free(access_, cost_row(i), w_.taken, num_cols_);
+    return {smallest.value, smallest.value < infinity<Value>() ? smallest.at : -1};
   }
 
-  RAGGEDBEV_KERNEL int columns_from(int first) const { return num_cols_ - first < kBlock ? num_cols_ - first : kBlock; }
+  // The same by the lowest of its bounds, which are made true. `known`: the smallest free column of `block`.
+  RAGGEDBEV_KERNEL Candidate<Value> smallest_free_by_bounds(int i, Smallest<Value> lowest, int block = -1,
+                                                            Smallest<Value> known = {}) {
+    while (lowest.at != block) {
+      if (!(lowest.value < infinity<Value>())) return {infinity<Value>(), -1};
+      block = lowest.at;
+      known = smallest_in_block(i, block);
+      if (known.value == lowest.value) break;
+      lowest = ops_.replace(w_.bound + bound_offset(i), num_blocks(), block, known.value);
+    }
+    return {known.value, known.at};
+  }
 
-  // Makes the bound of a block true.
-  RAGGEDBEV_KERNEL void raise_bound(int i, int block) {
-    const int first = block * kBlock;
-    const Value value = ops_.free_minimum(access_, cost_row(i) + first, w_.taken + first, columns_from(first));
-    ops_.once([&] { w_.bound[bound_offset(i) + block] = value; });
+  // The same where the bound of `block` was that of a column that is taken now.
+  RAGGEDBEV_KERNEL Candidate<Value> next_free_by_bounds(int i, int block) {
+    const Smallest<Value> known = smallest_in_block(i, block);
+    return smallest_free_by_bounds(i, ops_.replace(w_.bound + bound_offset(i), num_blocks(), block, known.value), block,
+                                   known);
+  }
+
+  // Blocks have as many columns where there are any more: the last one shares some with the one before.
+  RAGGEDBEV_KERNEL int columns_of_block() const { return num_cols_ < kBlock ? num_cols_ : kBlock; }
+  RAGGEDBEV_KERNEL int first_of_block(int block) const {
+    const int last = num_cols_ - columns_of_block();
+    return block * kBlock < last ? block * kBlock : last;
+  }
+
+  // Its first smallest free column.
+  RAGGEDBEV_KERNEL Smallest<Value> smallest_in_block(int i, int block) const {
+    const int first = first_of_block(block);
+    const Smallest<Value> free =
+        ops_.smallest_free(access_, cost_row(i) + first, w_.taken + first, columns_of_block());
+    return {free.value, first + free.at};
   }
 
   // Makes the row's candidate a free column.
   RAGGEDBEV_KERNEL Candidate<Value> free_candidate(int i) {
     const int col = w_.free[i].col;
     if (col >= 0 && is_taken(col)) {
-      Value lowest;
-      raise_bound(i, col / kBlock);
-      const Candidate<Value> next = smallest_free(i, lowest);
+      const Candidate<Value> next =
+          ops_.scans_rows(access_, num_cols_) ? smallest_free(i) : next_free_by_bounds(i, col / kBlock);
       ops_.once([&] { w_.free[i] = next; });
     }
     return w_.free[i];
@@ -314,16 +351,17 @@ class Search {
 
   // Sets i to the row that is open now, -1 for none; false: nothing was gained.
   RAGGEDBEV_KERNEL bool reduce_row(int& i) {
-    const double best = ops_.reduced_costs(matched_costs(i), w_.dual, w_.length, num_matched_);
+    const Smallest<double> matched = ops_.reduced_costs(matched_costs(i), w_.dual, w_.length, num_matched_);
     const Candidate<Value> free = free_candidate(i);
+    const double best = matched.value;
     if (free.col >= 0 && free.value <= best) {
       note_length(free.value);
       match_free_column(i, free.col);
       i = -1;
       return true;
     }
-    const int k = ops_.first_equal(w_.length, num_matched_, best);
-    if (k >= num_matched_) return false;
+    if (!(best < infinity<double>())) return false;
+    const int k = matched.at;
     const double other = ops_.minimum_without(w_.length, num_matched_, k);
     const double second = other < free.value ? other : static_cast<double>(free.value);
     if (!(second > best) || !(second < infinity<double>())) return false;
@@ -343,45 +381,46 @@ class Search {
   RAGGEDBEV_KERNEL bool augment(int source) {
     const int count = num_matched_;
     ops_.start_search(w_.length, w_.barrier, w_.dual, count);
-    double nearest = 0, best_free = infinity<double>();
-    int num_visited = 0, num_done = 0, last = -1;
-    for (int i = source, k = -1;;) {
+    Smallest<double> nearest{0, -1}, best_free{infinity<double>(), -1};
+    int num_visited = 0;
+    for (int i = source;;) {
       const Value* const costs = matched_costs(i);
-      const double base = k < 0 ? 0 : nearest - (static_cast<double>(costs[k]) - w_.dual[k]);
+      const double base =
+          nearest.at < 0 ? 0 : nearest.value - (static_cast<double>(costs[nearest.at]) - w_.dual[nearest.at]);
+      const double free = base + free_candidate(i).value;
+      if (free < best_free.value) best_free = {free, num_visited};
       nearest = ops_.relax(costs, w_.barrier, base, w_.length, w_.from, i, count);
-      const double free = base + w_.free[i].value;
-      ops_.once([&] {
-        w_.base[num_visited] = base;
-        w_.reach[num_visited] = free;
-        w_.visited[num_visited] = i;
-      });
-      if (free < best_free) best_free = free, last = num_visited;
+      ops_.once([&] { w_.visited[num_visited] = i; });
       ++num_visited;
-      while (last >= 0 && best_free <= nearest && is_taken(w_.free[w_.visited[last]].col)) {
-        const double higher = w_.base[last] + free_candidate(w_.visited[last]).value;
-        ops_.once([&] { w_.reach[last] = higher; });
-        best_free = ops_.smallest(w_.reach, num_visited);
-        last = best_free < infinity<double>() ? ops_.first_equal(w_.reach, num_visited, best_free) : -1;
-      }
-      if (last >= 0 && best_free <= nearest) break;
-      if (!(nearest < infinity<double>())) return false;
-      k = ops_.first_equal(w_.length, count, nearest);
-      i = w_.row[k];
+      if (best_free.value < infinity<double>() && best_free.value <= nearest.value) break;
+      if (!(nearest.value < infinity<double>())) return false;
+      i = w_.row[nearest.at];
       ops_.once([&] {
-        w_.settled[k] = nearest;
-        w_.length[k] = infinity<double>();
-        w_.barrier[k] = -infinity<double>();
-        w_.done[num_done] = k;
+        w_.settled[nearest.at] = nearest.value;
+        w_.length[nearest.at] = infinity<double>();
+        w_.barrier[nearest.at] = -infinity<double>();
+        w_.done[num_visited - 1] = nearest.at;
       });
-      ++num_done;
     }
-    note_length(best_free);
+    note_length(best_free.value);
     ops_.once([&] {
-      for (int d = 0; d < num_done; ++d) w_.dual[w_.done[d]] += w_.settled[w_.done[d]] - best_free;
-      flip_path(source, w_.visited[last]);
+      for (int d = 0; d < num_visited - 1; ++d) w_.dual[w_.done[d]] += w_.settled[w_.done[d]] - best_free.value;
+      flip_path(source, w_.visited[best_free.at]);
     });
     ++num_matched_;
+    update_visited(num_visited);
     return true;
+  }
+
+  // The rows visited will be again: their costs of the column matched last, and other candidates than that.
+  RAGGEDBEV_KERNEL void update_visited(int num_visited) {
+    const int k = num_matched_ - 1, col = w_.column[k];
+    ops_.each_column(num_visited, [&](int, int r) {
+      const int i = w_.visited[r];
+      w_.matched[i * Workspace<Value>::whole(num_rows_) + k] = access_(cost_row(i)[col]);
+      w_.gathered[i] = num_matched_;
+    });
+    for (int r = 0; r < num_visited; ++r) free_candidate(w_.visited[r]);
   }
 
   // The candidate of `row` becomes a matched column, and every row on the path back to `source` moves on by one.
