@@ -13,20 +13,14 @@
 namespace raggedbev::matching {
 namespace {
 
-// Loops over whole vectors have no remainder, which can take longer than all the rest.
-constexpr int kStep = 8;
-constexpr int kWidest = 1024;  // columns of a row that is looked at as a whole
-
-RAGGEDBEV_INLINE int whole(int count) {
-  return (count + kStep - 1) & -kStep;
-}
+constexpr int kWidest = 2048;  // columns of a row that is looked at as a whole
 
 // The first that is equal. Looks at kVector values at a time: what lies behind `count` counts only where nothing
 // before is equal.
 template <typename T>
 RAGGEDBEV_INLINE int first_equal_of(const T* values, int count, T value) {
   for (int j = 0; j < count; j += kVector) {
-    if (const uint32_t bits = equal_bits(values + j, value); bits != 0) return j + __builtin_ctz(bits);
+    if (const uint32_t bits = equal_bits(values + j, value); bits != 0) return j + lowest_bit(bits);
   }
   return count;
 }
@@ -58,77 +52,84 @@ RAGGEDBEV_INLINE bool block_minima_of(const T* cost, int count, T* minima) {
 template <typename T>
 using Index = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
 
-// Smallest values so far in lanes of a stride of columns, and where the stride began.
+// The smallest of columns in strides of four vectors: in lanes at first, each with the first stride that has it.
 template <typename T>
 struct Strides {
   static constexpr int kVectors = 4, kSize = VectorOf<T>::kSize, kColumns = kVectors * kSize;
   Vector<T> lowest[kVectors];
-  Vector<Index<T>> first[kVectors];
+  Vector<Index<T>> begin[kVectors] = {};
+
+  RAGGEDBEV_INLINE Strides() {
+    for (Vector<T>& values : lowest) values = Vector<T>{} + infinity<T>();
+  }
+
+  // The stride at `first` has these in vector v.
+  RAGGEDBEV_INLINE void take(int v, const Vector<T>& values, Index<T> first) {
+    const auto lower = values < lowest[v];
+    lowest[v] = lower ? values : lowest[v];
+    begin[v] = lower ? Vector<Index<T>>{} + first : begin[v];
+  }
+
+  RAGGEDBEV_INLINE Smallest<T> of_all() const {
+    Vector<T> lower = lowest[0];
+    for (int v = 1; v < kVectors; ++v) keep_smaller<T>(lowest[v], lower);
+    const T value = smallest_lane(lower);
+    T values[kColumns];
+    Index<T> begins[kColumns];
+    for (int v = 0; v < kVectors; ++v) {
+      store<T>(lowest[v], values + v * kSize);
+      store<Index<T>>(begin[v], begins + v * kSize);
+    }
+    uint32_t bits = 0;
+    for (int j = 0; j < kColumns; j += kVector) bits |= equal_bits(values + j, value) << j;
+    int at = std::numeric_limits<int>::max();
+    for (; bits != 0; bits &= bits - 1) {
+      const int lane = lowest_bit(bits);
+      at = smaller(at, static_cast<int>(begins[lane]) + lane);
+    }
+    return {value, at};
+  }
 };
 
-// The first smallest of cost[j] + taken[j]; without `taken`, of cost[j], and whether one is NaN or -inf.
-template <bool With, typename T>
+// The first smallest of cost[j] + taken[j]; without `taken` of cost[j], and whether one is NaN or -inf. The last stride
+// shares columns with the one before.
+template <bool WithTaken, typename T>
 RAGGEDBEV_INLINE Smallest<T> smallest_in_row_of(const T* cost, const T* taken, int count, bool& invalid) {
-  using Lanes = Strides<T>;
-  constexpr int kSize = Lanes::kSize;
-  T few[2][Lanes::kColumns];
-  if (count < Lanes::kColumns) {
-    for (int j = 0; j < Lanes::kColumns; ++j) {
-      few[0][j] = j < count ? cost[j] : infinity<T>();
-      few[1][j] = With && j < count ? taken[j] : T{0};
+  constexpr int kSize = Strides<T>::kSize, kColumns = Strides<T>::kColumns;
+  T few[kColumns], few_taken[kColumns];
+  if (count < kColumns) {
+    for (int j = 0; j < kColumns; ++j) {
+      few[j] = j < count ? cost[j] : infinity<T>();
+      few_taken[j] = WithTaken && j < count ? taken[j] : T{0};
     }
-    cost = few[0];
-    taken = few[1];
-    count = Lanes::kColumns;
+    cost = few;
+    taken = few_taken;
+    count = kColumns;
   }
-  Lanes lanes;
-  Vector<Index<T>> found[Lanes::kVectors];
-  for (int v = 0; v < Lanes::kVectors; ++v) {
-    lanes.lowest[v] = Vector<T>{} + infinity<T>();
-    lanes.first[v] = found[v] = Vector<Index<T>>{};
-  }
-  for (int j = 0, next; j < count; j = next) {
-    const int first = j < count - Lanes::kColumns ? j : count - Lanes::kColumns;
-    next = j + Lanes::kColumns;
-    const auto here = Vector<Index<T>>{} + first;
-    for (int v = 0; v < Lanes::kVectors; ++v) {
-      Vector<T> value, more;
-      load(cost + first + v * kSize, value);
-      if (With) {
-        load(taken + first + v * kSize, more);
-        value += more;
+  Strides<T> strides;
+  Vector<Index<T>> nans[Strides<T>::kVectors] = {};
+  for (int j = 0; j < count; j += kColumns) {
+    const int first = smaller(j, count - kColumns);
+    for (int v = 0; v < Strides<T>::kVectors; ++v) {
+      Vector<T> values, also;
+      load(cost + first + v * kSize, values);
+      if (WithTaken) {
+        load(taken + first + v * kSize, also);
+        values += also;
       } else {
-        found[v] |= value != value;
+        nans[v] |= values != values;
       }
-      const auto lower = value < lanes.lowest[v];
-      lanes.lowest[v] = lower ? value : lanes.lowest[v];
-      lanes.first[v] = lower ? here : lanes.first[v];
+      strides.take(v, values, first);
     }
   }
-  alignas(kVectorBytes) T lowest[Lanes::kColumns];
-  alignas(kVectorBytes) Index<T> firsts[Lanes::kColumns];
-  for (int v = 0; v < Lanes::kVectors; ++v) {
-    store<T>(lanes.lowest[v], lowest + v * kSize);
-    store<Index<T>>(lanes.first[v], firsts + v * kSize);
-  }
-  keep_smaller<T>(lanes.lowest[1], lanes.lowest[0]);
-  keep_smaller<T>(lanes.lowest[3], lanes.lowest[2]);
-  keep_smaller<T>(lanes.lowest[2], lanes.lowest[0]);
-  const T value = smallest_lane(lanes.lowest[0]);
-  if (!With) {
-    found[0] |= found[1] | found[2] | found[3];
+  const Smallest<T> smallest = strides.of_all();
+  if (!WithTaken) {
+    nans[0] |= nans[1] | nans[2] | nans[3];
     Index<T> any = 0;
-    for (int l = 0; l < kSize; ++l) any |= found[0][l];
-    invalid = any != 0 || value == -infinity<T>();
+    for (int lane = 0; lane < kSize; ++lane) any |= nans[0][lane];
+    invalid = any != 0 || smallest.value == -infinity<T>();
   }
-  uint32_t bits = equal_bits(lowest, value);
-  if (Lanes::kColumns > kVector) bits |= equal_bits(lowest + Lanes::kColumns - kVector, value) << kVector;
-  int at = std::numeric_limits<int>::max();
-  for (; bits != 0; bits &= bits - 1) {
-    const int lane = __builtin_ctz(bits);
-    at = std::min(at, static_cast<int>(firsts[lane]) + lane);
-  }
-  return {value, at};
+  return smallest;
 }
 
 // values[at] = value, unless at < 0; the smallest. As whole vectors: one that is read after an entry was written waits
@@ -138,13 +139,12 @@ RAGGEDBEV_INLINE Smallest<T> replace_by(T* values, int count, int at, T value) {
   constexpr int kSize = VectorOf<T>::kSize;
   Vector<Index<T>> index;
   for (int lane = 0; lane < kSize; ++lane) index[lane] = lane;
-  const Vector<T> none = Vector<T>{} + infinity<T>(), wanted = Vector<T>{} + value;
+  const Vector<T> none = Vector<T>{} + infinity<T>(), given = Vector<T>{} + value;
   Vector<T> lowest = none;
-  const int end = whole(count);
-  for (int j = 0; j < end; j += kSize) {
+  for (int j = 0; j < count; j += kSize) {
     Vector<T> here;
     load(values + j, here);
-    here = index == at ? wanted : here;
+    here = index == at ? given : here;
     store(here, values + j);
     here = index < count ? here : none;
     keep_smaller<T>(here, lowest);
@@ -154,81 +154,110 @@ RAGGEDBEV_INLINE Smallest<T> replace_by(T* values, int count, int at, T value) {
   return {smallest, std::min(first_equal_of(values, count, smallest), count - 1)};
 }
 
-template <typename T>
-RAGGEDBEV_INLINE Smallest<double> reduced_costs_of(const T* cost, const double* dual, double* out, int count) {
-  double lowest = infinity<double>();
-  const int64_t end = whole(count);
-#pragma omp simd reduction(min : lowest)
-  for (int64_t k = 0; k < end; ++k) {
-    const double reduced = static_cast<double>(cost[k]) - dual[k];
-    out[k] = k < count ? reduced : infinity<double>();
-    lowest = out[k] < lowest ? out[k] : lowest;
-  }
-  return {lowest, first_equal_of(out, count, lowest)};
-}
+// The smallest of columns in two vectors side by side: in lanes at first, each with the first column that has it.
+struct Nearest {
+  static constexpr int kSize = VectorOf<double>::kSize, kColumns = 2 * kSize;
+  Vector<double> lowest[2];
+  Vector<int64_t> column[2], at[2] = {};
 
-RAGGEDBEV_SIMD double minimum_without(const double* values, int count, int without) {
-  double lowest = infinity<double>();
-  const int64_t end = whole(count);
-#pragma omp simd reduction(min : lowest)
-  for (int64_t k = 0; k < end; ++k) {
-    const double value = k != without ? values[k] : infinity<double>();
-    lowest = value < lowest ? value : lowest;
+  RAGGEDBEV_INLINE Nearest() {
+    lowest[0] = lowest[1] = Vector<double>{} + infinity<double>();
+    for (int lane = 0; lane < kSize; ++lane) column[0][lane] = lane;
+    column[1] = column[0] + kSize;
   }
-  return lowest;
+
+  // The value of the next columns in vector `half`.
+  RAGGEDBEV_INLINE void take(int half, const Vector<double>& value) {
+    const auto lower = value < lowest[half];
+    lowest[half] = lower ? value : lowest[half];
+    at[half] = lower ? column[half] : at[half];
+    column[half] += kColumns;
+  }
+
+  RAGGEDBEV_INLINE Smallest<double> of_all() const {
+    const Vector<double> lower = lowest[1] < lowest[0] ? lowest[1] : lowest[0];
+    const double value = smallest_lane(lower);
+    const Vector<int64_t> none = Vector<int64_t>{} + std::numeric_limits<int>::max();
+    const Vector<int64_t> even = lowest[0] == value ? at[0] : none, odd = lowest[1] == value ? at[1] : none;
+    const Vector<int64_t> first = odd < even ? odd : even;
+    return {value, static_cast<int>(smaller(smaller(first[0], first[1]), smaller(first[2], first[3])))};
+  }
+};
+
+template <typename T>
+RAGGEDBEV_INLINE TwoSmallest reduced_costs_of(const T* cost, const double* dual, int count) {
+  const Vector<double> none = Vector<double>{} + infinity<double>();
+  Nearest nearest;
+  Vector<double> second[2] = {none, none};  // of each lane
+  for (int k = 0; k < count; k += Nearest::kColumns) {
+    for (int half = 0; half < 2; ++half) {
+      const int first = k + half * Nearest::kSize;
+      Vector<double> value, duals;
+      load(cost + first, value);
+      load(dual + first, duals);
+      value = nearest.column[half] < count ? value - duals : none;
+      const Vector<double> higher = value < nearest.lowest[half] ? nearest.lowest[half] : value;
+      keep_smaller<double>(higher, second[half]);
+      nearest.take(half, value);
+    }
+  }
+  const Smallest<double> best = nearest.of_all();
+  for (int half = 0; half < 2; ++half) {
+    const Vector<double> others = nearest.at[half] == best.at ? none : nearest.lowest[half];
+    keep_smaller<double>(others, second[half]);
+  }
+  keep_smaller<double>(second[1], second[0]);
+  return {best.value, smallest_lane(second[0]), best.at};
 }
 
 template <typename T>
 RAGGEDBEV_INLINE Smallest<double> relax_by(const T* cost, const double* barrier, double base, double* length,
                                            int64_t* from, int64_t row, int count) {
-  constexpr int kSize = VectorOf<double>::kSize;
-  const Vector<double> none = Vector<double>{} + infinity<double>(), bases = Vector<double>{} + base;
+  const Vector<double> bases = Vector<double>{} + base;
   const Vector<int64_t> rows = Vector<int64_t>{} + row;
-  Vector<double> lowest[2] = {none, none};
-  const int end = whole(count);
-  for (int k = 0; k < end; k += 2 * kSize) {
-    for (int h = 0; h < 2; ++h) {
-      Vector<double> by_row, bars, here;
+  Nearest nearest;
+  for (int k = 0; k < count; k += Nearest::kColumns) {
+    for (int half = 0; half < 2; ++half) {
+      const int first = k + half * Nearest::kSize;
+      Vector<double> by_row, barriers, here;
       Vector<int64_t> origin;
-      load(cost + k + h * kSize, by_row);
-      load(barrier + k + h * kSize, bars);
-      load(length + k + h * kSize, here);
-      load(from + k + h * kSize, origin);
-      by_row = bases + (by_row - bars);
+      load(cost + first, by_row);
+      load(barrier + first, barriers);
+      load(length + first, here);
+      load(from + first, origin);
+      by_row = bases + (by_row - barriers);
       const auto shorter = by_row < here;
       here = shorter ? by_row : here;
       origin = shorter ? rows : origin;
-      store<double>(here, length + k + h * kSize);
-      store<int64_t>(origin, from + k + h * kSize);
-      keep_smaller<double>(here, lowest[h]);
+      store<double>(here, length + first);
+      store<int64_t>(origin, from + first);
+      nearest.take(half, here);
     }
   }
-  keep_smaller<double>(lowest[1], lowest[0]);
-  const double smallest = smallest_lane(lowest[0]);
-  return {smallest, first_equal_of(length, count, smallest)};
+  return nearest.of_all();
 }
 
 // target_clones knows no templates.
-#define RAGGEDBEV_LOOPS(T)                                                                                        \
-  RAGGEDBEV_SIMD bool block_minima(const T* cost, int count, T* minima) {                                         \
-    return block_minima_of(cost, count, minima);                                                                  \
-  }                                                                                                               \
-  RAGGEDBEV_SIMD Smallest<T> smallest_free(const T* cost, const T* taken, int count) {                            \
-    bool unused;                                                                                                  \
-    return smallest_in_row_of<true>(cost, taken, count, unused);                                                  \
-  }                                                                                                               \
-  RAGGEDBEV_SIMD Smallest<T> smallest_in_row(const T* cost, int count, bool& invalid) {                           \
-    return smallest_in_row_of<false>(cost, cost, count, invalid);                                                 \
-  }                                                                                                               \
-  RAGGEDBEV_SIMD Smallest<T> replace(T* values, int count, int at, T value) {                                     \
-    return replace_by(values, count, at, value);                                                                  \
-  }                                                                                                               \
-  RAGGEDBEV_SIMD Smallest<double> reduced_costs(const T* cost, const double* dual, double* out, int count) {      \
-    return reduced_costs_of(cost, dual, out, count);                                                              \
-  }                                                                                                               \
-  RAGGEDBEV_SIMD Smallest<double> relax(const T* cost, const double* barrier, double base, double* length,        \
-                                        int64_t* from, int64_t row, int count) {                                  \
-    return relax_by(cost, barrier, base, length, from, row, count);                                               \
+#define RAGGEDBEV_LOOPS(T)                                                                                 \
+  RAGGEDBEV_SIMD bool block_minima(const T* cost, int count, T* minima) {                                  \
+    return block_minima_of(cost, count, minima);                                                           \
+  }                                                                                                        \
+  RAGGEDBEV_SIMD Smallest<T> smallest_free(const T* cost, const T* taken, int count) {                     \
+    bool unused;                                                                                           \
+    return smallest_in_row_of<true>(cost, taken, count, unused);                                           \
+  }                                                                                                        \
+  RAGGEDBEV_SIMD Smallest<T> smallest_in_row(const T* cost, int count, bool& invalid) {                    \
+    return smallest_in_row_of<false>(cost, cost, count, invalid);                                          \
+  }                                                                                                        \
+  RAGGEDBEV_SIMD Smallest<T> replace(T* values, int count, int at, T value) {                              \
+    return replace_by(values, count, at, value);                                                           \
+  }                                                                                                        \
+  RAGGEDBEV_SIMD TwoSmallest reduced_costs(const T* cost, const double* dual, int count) {                 \
+    return reduced_costs_of(cost, dual, count);                                                            \
+  }                                                                                                        \
+  RAGGEDBEV_SIMD Smallest<double> relax(const T* cost, const double* barrier, double base, double* length, \
+                                        int64_t* from, int64_t row, int count) {                           \
+    return relax_by(cost, barrier, base, length, from, row, count);                                        \
   }
 RAGGEDBEV_LOOPS(float)
 RAGGEDBEV_LOOPS(double)
@@ -241,8 +270,8 @@ class SimdOps : public LaneOps<HostGroup> {
 
   using LaneOps::block_minima;
   using LaneOps::scans_rows;
-  using LaneOps::smallest_in_row;
   using LaneOps::smallest_free;
+  using LaneOps::smallest_in_row;
 
   template <typename Function>
   void once(Function function) const {
@@ -300,12 +329,8 @@ class SimdOps : public LaneOps<HostGroup> {
   }
 
   template <typename Value>
-  Smallest<double> reduced_costs(const Value* cost, const double* dual, double* out, int count) const {
-    return matching::reduced_costs(cost, dual, out, count);
-  }
-
-  double minimum_without(double* values, int count, int without) const {
-    return matching::minimum_without(values, count, without);
+  TwoSmallest reduced_costs(const Value* cost, const double* dual, double*, int count) const {
+    return matching::reduced_costs(cost, dual, count);
   }
 
   void start_search(double* length, double* barrier, const double* dual, int count) const {

@@ -90,16 +90,14 @@ class LaneOps {
     return smallest_of<Value>(count, [&](int j) { return access(cost[j]); });
   }
 
-  // out = cost - dual; the smallest.
+  // The smallest of cost - dual; `scratch` has room for all.
   template <typename Value>
-  RAGGEDBEV_KERNEL Smallest<double> reduced_costs(const Value* cost, const double* dual, double* out, int count) const {
-    const auto reduced = [&](int k) { return out[k] = static_cast<double>(cost[k]) - dual[k]; };
-    const double lowest = minimum<double>(count, reduced);
-    return {lowest, first(count, [&](int k) { return out[k] == lowest; })};
-  }
-
-  RAGGEDBEV_KERNEL double minimum_without(const double* values, int count, int without) const {
-    return minimum<double>(count, [&](int k) { return k == without ? infinity<double>() : values[k]; });
+  RAGGEDBEV_KERNEL TwoSmallest reduced_costs(const Value* cost, const double* dual, double* scratch, int count) const {
+    const double lowest =
+        minimum<double>(count, [&](int k) { return scratch[k] = static_cast<double>(cost[k]) - dual[k]; });
+    const int at = first(count, [&](int k) { return scratch[k] == lowest; });
+    const double second = minimum<double>(count, [&](int k) { return k == at ? infinity<double>() : scratch[k]; });
+    return {lowest, second, at};
   }
 
   RAGGEDBEV_KERNEL void start_search(double* length, double* barrier, const double* dual, int count) const {

@@ -1,9 +1,9 @@
 // Shortest augmenting paths from few rows to many columns: costs, memory, and the search itself. No torch headers.
 //
 // Jonker and Volgenant 1987, for problems in which most columns stay free: a column without a row has dual value 0, so
-// that all of them act as one virtual node. Per row only the smallest free column counts, of which a lower bound is
-// kept per block of columns; the search itself runs over the columns that have a row, at most as many as there are
-// rows.
+// that all of them act as one virtual node. Per row only the smallest free column counts, its candidate. It is found by
+// lower bounds per block of columns, or in a look at the row where that takes less time; the search itself runs over
+// the columns that have a row, at most as many as there are rows.
 //
 // Costs are read in their own type, dual values and path lengths are float64. The dual value of a matched row is not
 // stored: it is its cost less the dual value of its column. Of equal path lengths a free column goes first, then the
@@ -83,15 +83,20 @@ struct Clamped {
 
 template <typename Value>
 struct Candidate {
-  Value value;  // lower bound of the row's smallest free column, its value when that column is free
+  Value value;
   int32_t col;  // -1: none
 };
 
-// The first of the smallest values; with +inf only, any.
+// The first of the smallest values; any where all are +inf.
 template <typename Value>
 struct Smallest {
   Value value;
   int at;
+};
+
+struct TwoSmallest {
+  double value, second;
+  int at;  // of the first
 };
 
 // Fast memory (a block's shared memory) takes what it has room for; bulk memory takes the rest.
@@ -112,10 +117,8 @@ struct Workspace {
   double* settled;         // [R] path length of the columns that are
   double* dual;            // [R] of the matched columns
   double* barrier;         // [R] dual, -inf for settled columns
-  double* base;            // [R] of the rows visited: path length less their dual value
-  double* reach;           // [R] of the rows visited: path length to their candidate, or a lower bound
   int64_t* from;           // [R] row that a column was reached from
-  Candidate<Value>* free;  // [R]
+  Candidate<Value>* free;  // [R] the smallest free column when it was looked for; it may be taken since
   Value* bound;            // [R, blocks] lower bounds of the free columns of each block
   Value* matched;          // [R, whole(R)] costs of the matched columns, gathered when a row is visited
   Value* taken;            // [M] 0 for a free column, inf for a matched one
@@ -147,8 +150,7 @@ struct Workspace {
     };
     take(bound, rows * num_blocks(cols) + kVector), take(invalid, rows);  // these outlive a kernel
     fast = true;
-    take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows), take(base, rows);
-    take(reach, rows);
+    take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows);
     take(from, rows), take(free, rows), take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
     take(open, rows), take(later, rows), take(visited, rows), take(done, rows);
     take(matched, rows * whole(rows)), take(taken, cols);
@@ -225,8 +227,7 @@ class Search {
     if (minima == nullptr && ops_.scans_rows(access_, num_cols_)) {
       const Smallest<Value> smallest = ops_.smallest_in_row(access_, cost_row(i), num_cols_, invalid);
       lowest = invalid ? infinity<Value>() - infinity<Value>() : smallest.value;
-      if (invalid || !is_taken(smallest.at)) return {smallest.value, smallest.value < infinity<Value>() ? smallest.at : -1};
-      return smallest_free(i);
+      return invalid || !is_taken(smallest.at) ? candidate(smallest) : smallest_free(i);
     }
     Value* const bound = w_.bound + bound_offset(i);
     if (minima != nullptr) {
@@ -236,7 +237,7 @@ class Search {
     }
     const Smallest<Value> smallest = ops_.smallest(bound, num_blocks());
     lowest = invalid ? infinity<Value>() - infinity<Value>() : smallest.value;
-    return invalid ? Candidate<Value>{} : smallest_free_by_bounds(i, smallest);
+    return invalid ? candidate(smallest) : smallest_free_by_bounds(i, smallest);
   }
 
   // A row whose smallest column is free takes it: no dual value can make another one better.
@@ -267,22 +268,25 @@ class Search {
     });
   }
 
-  RAGGEDBEV_KERNEL Candidate<Value> smallest_free(int i) const {
-    const Smallest<Value> smallest = ops_.smallest_free(access_, cost_row(i), w_.taken, num_cols_);
+  RAGGEDBEV_KERNEL static Candidate<Value> candidate(const Smallest<Value>& smallest) {
     return {smallest.value, smallest.value < infinity<Value>() ? smallest.at : -1};
   }
 
-  // The same by the lowest of its bounds, which are made true. `known`: the smallest free column of `block`.
+  RAGGEDBEV_KERNEL Candidate<Value> smallest_free(int i) const {
+    return candidate(ops_.smallest_free(access_, cost_row(i), w_.taken, num_cols_));
+  }
+
+  // The same by the lowest of its bounds, which are made true. `known`: the smallest free column of `block`, whose
+  // bound is true.
   RAGGEDBEV_KERNEL Candidate<Value> smallest_free_by_bounds(int i, Smallest<Value> lowest, int block = -1,
                                                             Smallest<Value> known = {}) {
-    while (lowest.at != block) {
-      if (!(lowest.value < infinity<Value>())) return {infinity<Value>(), -1};
+    while (lowest.at != block && lowest.value < infinity<Value>()) {
       block = lowest.at;
       known = smallest_in_block(i, block);
       if (known.value == lowest.value) break;
       lowest = ops_.replace(w_.bound + bound_offset(i), num_blocks(), block, known.value);
     }
-    return {known.value, known.at};
+    return candidate(lowest.value < infinity<Value>() ? known : lowest);
   }
 
   // The same where the bound of `block` was that of a column that is taken now.
@@ -292,7 +296,7 @@ class Search {
                                    known);
   }
 
-  // Blocks have as many columns where there are any more: the last one shares some with the one before.
+  // Blocks are full wherever a row has as many columns: the last one shares some with the one before.
   RAGGEDBEV_KERNEL int columns_of_block() const { return num_cols_ < kBlock ? num_cols_ : kBlock; }
   RAGGEDBEV_KERNEL int first_of_block(int block) const {
     const int last = num_cols_ - columns_of_block();
@@ -302,8 +306,7 @@ class Search {
   // Its first smallest free column.
   RAGGEDBEV_KERNEL Smallest<Value> smallest_in_block(int i, int block) const {
     const int first = first_of_block(block);
-    const Smallest<Value> free =
-        ops_.smallest_free(access_, cost_row(i) + first, w_.taken + first, columns_of_block());
+    const Smallest<Value> free = ops_.smallest_free(access_, cost_row(i) + first, w_.taken + first, columns_of_block());
     return {free.value, first + free.at};
   }
 
@@ -351,7 +354,7 @@ class Search {
 
   // Sets i to the row that is open now, -1 for none; false: nothing was gained.
   RAGGEDBEV_KERNEL bool reduce_row(int& i) {
-    const Smallest<double> matched = ops_.reduced_costs(matched_costs(i), w_.dual, w_.length, num_matched_);
+    const TwoSmallest matched = ops_.reduced_costs(matched_costs(i), w_.dual, w_.length, num_matched_);
     const Candidate<Value> free = free_candidate(i);
     const double best = matched.value;
     if (free.col >= 0 && free.value <= best) {
@@ -360,10 +363,8 @@ class Search {
       i = -1;
       return true;
     }
-    if (!(best < infinity<double>())) return false;
     const int k = matched.at;
-    const double other = ops_.minimum_without(w_.length, num_matched_, k);
-    const double second = other < free.value ? other : static_cast<double>(free.value);
+    const double second = matched.second < free.value ? matched.second : static_cast<double>(free.value);
     if (!(second > best) || !(second < infinity<double>())) return false;
     const int before = w_.row[k];
     note_length(best);
@@ -412,7 +413,7 @@ class Search {
     return true;
   }
 
-  // The rows visited will be again: their costs of the column matched last, and other candidates than that.
+  // The rows visited will be visited again: costs of the column matched last, and candidates other than that.
   RAGGEDBEV_KERNEL void update_visited(int num_visited) {
     const int k = num_matched_ - 1, col = w_.column[k];
     ops_.each_column(num_visited, [&](int, int r) {
