@@ -136,6 +136,30 @@ def test_optimal_duals_of_a_larger_crowd():
         assert not has_negative_cycle(cost, pairs_of(result))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", [15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 2047, 2048, 2049, 2113])
+def test_rows_of_every_width(width, dtype):
+    """Narrow rows are looked at as a whole, wide ones by blocks; the last block may share columns with the one before."""
+    num_gt = min(20, width)
+    cost = make("crowded", num_gt, width, width, dtype)
+    backwards = cost.flip(1)  # the smallest ones lie elsewhere
+    few = torch.where(torch.arange(width) * num_gt % width < num_gt, cost, INF)  # most blocks are forbidden
+    fewer = few.clone()
+    fewer[:, few[0].isfinite().nonzero()[-1]] = INF
+    for given in (cost, backwards, few):
+        result = linear_assignment(given, duals=True, check=True, solver="native")
+        assert len(pairs_of(result)) == num_gt
+        check_duals(torch.where(given.isfinite(), given, 1e6), result)
+        known = linear_assignment(given, duals=True, minima=block_minima(given), solver="native")
+        assert all(torch.equal(one, other) for one, other in zip(known, result, strict=True))
+    assert linear_assignment(fewer, solver="native").status == 1
+    assert len(pairs_of(linear_assignment(fewer, solver="native"))) == num_gt - 1
+    for column, value in itertools.product((0, width // 2, width - 1), (NAN, -INF)):
+        spoiled = cost.clone()
+        spoiled[-1, column] = value
+        assert linear_assignment(spoiled, solver="native").status == 2
+
+
 @pytest.mark.parametrize("kind", ["all equal", "small integers", "products"])
 def test_duals_of_integers_are_exact(kind):
     for seed, size in enumerate(SIZES):
@@ -346,11 +370,14 @@ def test_duals_come_from_the_native_solver_only():
         linear_assignment(torch.zeros(2, 3), duals=True, solver="scipy")
 
 
+TWIN_SIZES = [(0, 4), (1, 7), (6, 3), (33, 66), (70, 5), (9, 2113), (7, 2050)]
+
+
 def results_of_everything(device="cpu"):
     """Of problems of every kind, with and without holes, in batches with any number of objects."""
     results = []
     for kind in KINDS:
-        for seed, size in enumerate([(0, 4), (1, 7), (6, 3), (33, 66), (70, 5)]):
+        for seed, size in enumerate(TWIN_SIZES):
             generator = torch.Generator().manual_seed(seed)
             dtype = torch.float64 if seed % 2 else torch.float32
             cost = torch.stack([make(kind, *size, seed + number, dtype) for number in range(2)]).to(device)
@@ -367,7 +394,7 @@ def results_of_everything(device="cpu"):
 
 
 def assert_same_bits(found, expected):
-    assert len(found) == len(expected) == len(KINDS) * 5 * 5
+    assert len(found) == len(expected) == len(KINDS) * len(TWIN_SIZES) * 5
     for one, other in zip(found, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
