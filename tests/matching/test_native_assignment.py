@@ -139,18 +139,18 @@ def test_optimal_duals_of_a_larger_crowd():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("width", [15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 2047, 2048, 2049, 2113])
 def test_rows_of_every_width(width, dtype):
-    """Narrow rows are looked at as a whole, wide ones by blocks; the last block may share columns with the one before."""
+    """Narrow rows are looked at as a whole, wide ones by blocks, the last of which shares columns with the one before."""
     num_gt = min(20, width)
     cost = make("crowded", num_gt, width, width, dtype)
     backwards = cost.flip(1)  # the smallest ones lie elsewhere
     few = torch.where(torch.arange(width) * num_gt % width < num_gt, cost, INF)  # most blocks are forbidden
     fewer = few.clone()
     fewer[:, few[0].isfinite().nonzero()[-1]] = INF
-    for given in (cost, backwards, few):
-        result = linear_assignment(given, duals=True, check=True, solver="native")
+    for costs in (cost, backwards, few):
+        result = linear_assignment(costs, duals=True, check=True, solver="native")
         assert len(pairs_of(result)) == num_gt
-        check_duals(torch.where(given.isfinite(), given, 1e6), result)
-        known = linear_assignment(given, duals=True, minima=block_minima(given), solver="native")
+        check_duals(torch.where(costs.isfinite(), costs, 1e6), result)
+        known = linear_assignment(costs, duals=True, minima=block_minima(costs), solver="native")
         assert all(torch.equal(one, other) for one, other in zip(known, result, strict=True))
     assert linear_assignment(fewer, solver="native").status == 1
     assert len(pairs_of(linear_assignment(fewer, solver="native"))) == num_gt - 1
