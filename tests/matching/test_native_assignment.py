@@ -139,7 +139,7 @@ def test_optimal_duals_of_a_larger_crowd():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("width", [15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 2047, 2048, 2049, 2113])
 def test_rows_of_every_width(width, dtype):
-    """Narrow rows are looked at as a whole, wide ones by blocks, the last of which shares columns with the one before."""
+    """Narrow rows are looked at as a whole, wide ones by blocks; the last block shares columns with the one before."""
     num_gt = min(20, width)
     cost = make("crowded", num_gt, width, width, dtype)
     backwards = cost.flip(1)  # the smallest ones lie elsewhere
