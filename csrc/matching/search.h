@@ -286,7 +286,8 @@ class Search {
       if (known.value == lowest.value) break;
       lowest = ops_.replace(w_.bound + bound_offset(i), num_blocks(), block, known.value);
     }
-    return candidate(lowest.value < infinity<Value>() ? known : lowest);
+    if (lowest.value < infinity<Value>()) return candidate(known);
+    return candidate(lowest);
   }
 
   // The same where the bound of `block` was that of a column that is taken now.
@@ -409,19 +410,18 @@ class Search {
       flip_path(source, w_.visited[best_free.at]);
     });
     ++num_matched_;
-    update_visited(num_visited);
+    extend_matched_costs(num_visited);
     return true;
   }
 
-  // The rows visited will be visited again: costs of the column matched last, and candidates other than that.
-  RAGGEDBEV_KERNEL void update_visited(int num_visited) {
+  // The rows visited will be visited again: their costs of the column matched last.
+  RAGGEDBEV_KERNEL void extend_matched_costs(int num_visited) {
     const int k = num_matched_ - 1, col = w_.column[k];
     ops_.each_column(num_visited, [&](int, int r) {
       const int i = w_.visited[r];
       w_.matched[i * Workspace<Value>::whole(num_rows_) + k] = access_(cost_row(i)[col]);
       w_.gathered[i] = num_matched_;
     });
-    for (int r = 0; r < num_visited; ++r) free_candidate(w_.visited[r]);
   }
 
   // The candidate of `row` becomes a matched column, and every row on the path back to `source` moves on by one.

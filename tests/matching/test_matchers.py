@@ -9,9 +9,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from raggedbev import _extension
-from raggedbev.matching import BoxCodeMatcher3D, ClassCost, TermMatcher, TransFusionMatcher3D
+from raggedbev.matching import BoxCodeMatcher3D, ClassCost, TermMatcher, TransFusionMatcher3D, hungarian, matchers
 from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, IoUTerm, MaskDiceTerm, MatchInputs
 from raggedbev.matching.costs import row_tensor
+from raggedbev.matching.fused import block_minima
 from raggedbev.matching.overlaps import box3d_iou
 from raggedbev.profiling.syncs import HostSyncCounter
 from raggedbev.ragged import combine_data
@@ -108,6 +109,26 @@ def test_solvers_agree(matcher):
     assert torch.equal(default, call(scipy, preds, boxes, labels, boxes.sample_sizes)[0])
     with pytest.raises(ValueError, match="solver must be one of"):
         type(matcher)(**{**vars(matcher), "solver": "fast"})
+
+
+@every_matcher
+def test_minima_of_one_pass_go_to_the_solver(matcher, monkeypatch):
+    """Only there are they those of the costs: terms that are added afterwards change the costs."""
+    solved = []
+    for module in (hungarian, matchers):
+        solve = module.linear_assignment
+        monkeypatch.setattr(
+            module, "linear_assignment", lambda cost, *a, s=solve, **k: solved.append((cost, k)) or s(cost, *a, **k)
+        )
+    preds, (boxes, labels) = predictions(matcher, 3, count=70), objects([3, 0, 6])
+    call(matcher, preds, boxes, labels, boxes.sample_sizes)
+    call(matcher, [part[2] for part in preds], boxes.split()[2], labels.split()[2])
+    assert [cost.dim() for cost, _ in solved] == [3, 2]
+    for cost, given in solved:
+        if matcher in (MATCHERS[2], MATCHERS[4]):
+            assert given.get("minima") is None
+        else:
+            assert torch.equal(given["minima"], block_minima(cost))
 
 
 @pytest.mark.skipif(not _extension.COMPILED, reason="SciPy's solver copies to the host and back")

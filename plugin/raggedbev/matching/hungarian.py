@@ -42,7 +42,8 @@ class _Matcher:
     @torch.no_grad()
     def match(self, *args: Any, **kwargs: Any) -> Tensor:
         """Object of each prediction of one sample [P] int64, -1 for background; arguments as in `cost`."""
-        return linear_assignment(self.cost(*args, **kwargs), solver=self.solver).gt_of_pred
+        cost = self.match_cost(*args, **kwargs)
+        return linear_assignment(cost.cost, solver=self.solver, minima=cost.minima).gt_of_pred
 
     def _solve(self, cost: MatchCost, num_gt: Tensor) -> LinearAssignment:
         with stage("matching"):

@@ -79,11 +79,12 @@ class TermMatcher:
         return class_term, distances, overlap, others
 
     @torch.no_grad()
-    def cost(self, inputs: MatchInputs, num_gt: Tensor | None = None) -> Tensor:
-        """Match costs [..., G, P]; with `num_gt` [...], rows beyond are filler."""
+    def _cost(self, inputs: MatchInputs, num_gt: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Match costs [..., G, P], and their minima where they come from one pass."""
         inputs = inputs.widened()
         class_term, distances, overlap, others = self._split()
         total: list[Tensor] = []
+        minima: Tensor | None = None
         if class_term is not None:
             logits, labels = inputs.get(class_term, "cls_logits", "gt_labels")
             fused = match_cost(
@@ -96,19 +97,25 @@ class TermMatcher:
                 replace_nonfinite=False,
             )
             total.append(fused.cost)
+            minima = None if others else fused.minima
         total += [term(inputs) for term in others]
-        return functools.reduce(torch.add, total)
+        return functools.reduce(torch.add, total), minima
+
+    def cost(self, inputs: MatchInputs, num_gt: Tensor | None = None) -> Tensor:
+        """Match costs [..., G, P]; with `num_gt` [...], rows beyond are filler."""
+        return self._cost(inputs, num_gt)[0]
 
     def match(self, inputs: MatchInputs) -> Tensor:
         """Object of each prediction of one sample [P] int64, -1 for background; ValueError where there is none."""
-        return linear_assignment(self.cost(inputs), solver=self.solver, check=True).gt_of_pred
+        cost, minima = self._cost(inputs, None)
+        return linear_assignment(cost, solver=self.solver, check=True, minima=minima).gt_of_pred
 
     def assign_batch(self, inputs: MatchInputs, num_gt: Tensor) -> LinearAssignment:
         """Assignment of every leading index: inputs [..., B, ., .], objects per sample [B]."""
         with stage("cost"):
-            cost = self.cost(inputs, num_gt)
+            cost, minima = self._cost(inputs, num_gt)
         with stage("matching"):
-            return linear_assignment(cost, num_gt, solver=self.solver)
+            return linear_assignment(cost, num_gt, solver=self.solver, minima=minima)
 
 
 @dataclass(frozen=True)
@@ -187,8 +194,9 @@ class BoxCodeMatcher3D(HungarianMatcher3D):
         Raises:
             ValueError: with 'detr3d', costs with NaN or -inf, or +inf that leaves an object without a prediction.
         """
-        cost = self.cost(*args, **kwargs)
-        return linear_assignment(cost, solver=self.solver, check=not self.replaces_nonfinite).gt_of_pred
+        cost = self.match_cost(*args, **kwargs)
+        check = not self.replaces_nonfinite
+        return linear_assignment(cost.cost, solver=self.solver, check=check, minima=cost.minima).gt_of_pred
 
 
 class OverlapAssignment(NamedTuple):
