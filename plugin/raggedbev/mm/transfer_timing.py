@@ -1,10 +1,14 @@
 """What the ground truth of a batch costs the main process: packed in the workers, or tensor by tensor.
 
-In: a batch size. Out: median times of both ways, for `tools/benchmark_data.py`.
+In: a batch size. Out: median times of both ways.
+
+Example:
+    python -m raggedbev.mm.transfer_timing --batch-size 8 --workers 0 1 2
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +28,7 @@ from raggedbev.mm.collate import ragged_collate
 __all__ = ["ARMS", "SyntheticFrames", "measure_transfer"]
 
 NUM_CAMERAS = 6
+TIMES = ("receive_ms", "transfer_ms", "main_ms")
 _CAMERA_MATRICES = ("intrinsics", "extrinsics", "lidar2img", "lidar2cam", "cam2img", "img_aug_matrix")
 _POSES = ("ego_pose", "ego_pose_inv")
 _SCALARS = ("timestamp", "prev_exists")
@@ -149,12 +154,8 @@ def measure_transfer(
     arms = {}
     for name, pairs in times.items():
         timed = pairs[3:]
-        columns = {
-            "receive_ms": [a for a, _ in timed],
-            "transfer_ms": [b for _, b in timed],
-            "main_ms": [a + b for a, b in timed],
-        }
-        arms[name] = {key: 1e3 * statistics.median(values) for key, values in columns.items()}
+        columns = [a for a, _ in timed], [b for _, b in timed], [a + b for a, b in timed]
+        arms[name] = {key: 1e3 * statistics.median(values) for key, values in zip(TIMES, columns, strict=True)}
     return {
         "batch_size": batch_size,
         "num_workers": num_workers,
@@ -169,3 +170,23 @@ def measure_transfer(
 def _tensors_per_frame() -> int:
     """Boxes and labels, four fields per camera, matrices of every camera, poses and scalars."""
     return 2 + 4 * NUM_CAMERAS + len(_CAMERA_MATRICES) * NUM_CAMERAS + len(_POSES) + len(_SCALARS)
+
+
+def main() -> None:
+    """Print the times as a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=8, help="frames of a batch (default: 8)")
+    parser.add_argument("--repeats", type=int, default=20, help="batches that are timed (default: 20)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1], help="data workers (default: 0 1)")
+    parser.add_argument("--device", default="cpu", help="where the data goes (default: cpu)")
+    args = parser.parse_args()
+    print("workers  collate_fn      receive ms  transfer ms  main process ms")
+    for workers in args.workers:
+        found = measure_transfer(args.batch_size, args.repeats, workers, device=args.device)
+        for name, times in found["arms"].items():
+            print(f"{workers:7}  {name:14}  " + "  ".join(f"{times[key]:11.2f}" for key in TIMES))
+        print(f"{'':7}  {found['tensors']} tensors: {found['speedup']:.1f}x")
+
+
+if __name__ == "__main__":
+    main()

@@ -334,6 +334,17 @@ def test_images_of_several_sizes(frame):
         PackStreamPETRInputs()(frame)
 
 
+def test_parts_of_the_ground_truth_of_unequal_length(frame):
+    labels = frame["gt_labels_3d"]
+    frame["gt_labels_3d"] = labels[:-1]
+    with pytest.raises(ValueError, match=r"frame sample-0-2 must have as many .* got 5 gt_bboxes_3d, 4 gt_labels_3d"):
+        PackStreamPETRInputs()(frame)
+    frame["gt_labels_3d"] = labels
+    frame["depths"][3] = frame["depths"][3][:0]
+    with pytest.raises(ValueError, match=r"frame sample-0-2, camera 3, must have as many .* 2 centers_2d, 0 depths"):
+        PackStreamPETRInputs()(frame)
+
+
 def fast_pipeline(pipelines, num_threads):
     """The training pipeline with the fast transforms."""
     swapped = {

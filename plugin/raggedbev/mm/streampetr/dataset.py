@@ -21,6 +21,7 @@ from mmengine.fileio import load
 
 from raggedbev.geometry import invert_rigid
 from raggedbev.mm.images.loading import LoadMultiViewImageTurbo
+from raggedbev.mm.workers import WorkerNotes
 from raggedbev.nuscenes import CAMERAS, DETECTION_CLASSES
 
 DEFAULT_PREFIX = {
@@ -157,6 +158,7 @@ class StreamNuScenesDataset(NuScenesDataset):
         self.random_length = random_length
         self.keep_in_memory = keep_in_memory
         self._kept_frames: dict[int, dict] = {}
+        self.worker_notes = WorkerNotes()
         self.cameras = tuple(cameras)
         self._wanted_version = (metainfo or {}).get("version")
         super().__init__(
@@ -393,6 +395,7 @@ class StreamNuScenesDataset(NuScenesDataset):
             dict(inputs=dict(img=[N, 3, H, W]), data_samples=sample), or for a window
             dict(inputs=dict(img=[T, N, 3, H, W]), data_samples=list of T samples).
         """
+        self.worker_notes.take(index)
         if self.queue_length == 1:
             return self._frame(index)
         infos = [self.get_data_info(int(frame_index)) for frame_index in self.window_indices(index)]
@@ -408,6 +411,11 @@ class StreamNuScenesDataset(NuScenesDataset):
             "inputs": {"img": torch.stack([frame["inputs"]["img"] for frame in frames])},
             "data_samples": [frame["data_samples"] for frame in frames],
         }
+
+    def describe(self, index: int) -> str:
+        """How messages name the frame at an index."""
+        info = self.get_data_info(index)
+        return f"frame {index} (token {info['token']}, {info['img_paths'][0]})"
 
     def _frame(self, index: int) -> dict:
         """A frame through the pipeline, or a copy of what the pipeline gave before."""

@@ -13,6 +13,8 @@ from mmengine.runner import IterBasedTrainLoop, set_random_seed
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader
 
+from raggedbev.mm.workers import name_dead_workers
+
 STREAM_SEED = "stream_seed"  # in the message hub, which checkpoints hold
 
 
@@ -51,13 +53,18 @@ class StreamTrainLoop(IterBasedTrainLoop):
         self.dataloader = dataloader
 
     def run(self) -> torch.nn.Module:
-        """Train from the current iteration to `max_iters`; returns the model."""
+        """Train from the current iteration to `max_iters`; returns the model.
+
+        Raises:
+            ChildProcessError: a worker of the dataloader died; the frame that it was at is named.
+        """
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.dataloader_iterator = self._start_data()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
-            self.run_iter(next(self.dataloader_iterator))
+            with name_dead_workers(self.dataloader.dataset):
+                self.run_iter(next(self.dataloader_iterator))
             self._decide_current_val_interval()
             if self._validation_is_due():
                 self.runner.val_loop.run()

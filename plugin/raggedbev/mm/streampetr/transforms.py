@@ -201,17 +201,21 @@ class PackStreamPETRInputs(BaseTransform):
         """Pack one frame.
 
         Raises:
-            ValueError: the images differ in size.
+            ValueError: the images differ in size, or the parts of the ground truth in length.
         """
         if len({image.shape for image in results["img"]}) > 1:
             raise ValueError(mixed_sizes_message(results["img"], results["img_paths"], frame_name(results)))
         sample = Det3DDataSample()
         if "gt_bboxes_3d" in results:
+            _check_lengths(results, "gt_bboxes_3d", "gt_labels_3d")
             sample.gt_instances_3d = InstanceData(
                 bboxes_3d=results["gt_bboxes_3d"], labels_3d=torch.from_numpy(results["gt_labels_3d"])
             )
         if "gt_bboxes" in results:
-            columns = (results[key] for key in ("gt_bboxes", "gt_bboxes_labels", "centers_2d", "depths"))
+            names = ("gt_bboxes", "gt_bboxes_labels", "centers_2d", "depths")
+            for camera in range(len(results["gt_bboxes"])):
+                _check_lengths(results, *names, camera=camera)
+            columns = (results[key] for key in names)
             sample.gt_instances_2d = [
                 InstanceData(
                     bboxes=torch.from_numpy(bboxes),
@@ -226,3 +230,14 @@ class PackStreamPETRInputs(BaseTransform):
         sample.set_metainfo({key: results[key] for key in self.meta_keys if key in results})
         images = torch.from_numpy(np.stack(results["img"])).permute(0, 3, 1, 2).contiguous()
         return {"inputs": {"img": images}, "data_samples": sample}
+
+
+def _check_lengths(results: dict, *names: str, camera: int | None = None) -> None:
+    """Objects of a frame, or of one of its cameras, that all parts of the ground truth agree on."""
+    counts = {name: len(results[name] if camera is None else results[name][camera]) for name in names}
+    if len(set(counts.values())) > 1:
+        where = "" if camera is None else f", camera {camera},"
+        raise ValueError(
+            f"frame {results['token']}{where} must have as many of each part of its ground truth, got "
+            + ", ".join(f"{count} {name}" for name, count in counts.items())
+        )
