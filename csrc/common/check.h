@@ -21,9 +21,38 @@ inline std::ostream& operator<<(std::ostream& stream, const Shape& shape) {
   return stream << (shape.sizes.size() == 1 ? ",)" : ")");
 }
 
-// torch.float32 and the like.
+// torch.float32 and the like, as Python prints it.
 inline std::string name_of(at::ScalarType type) {
-  return "torch." + std::string(c10::getDtypeNames(type).first);
+  switch (type) {
+    case at::kByte:
+      return "torch.uint8";
+    case at::kChar:
+      return "torch.int8";
+    case at::kShort:
+      return "torch.int16";
+    case at::kInt:
+      return "torch.int32";
+    case at::kLong:
+      return "torch.int64";
+    case at::kHalf:
+      return "torch.float16";
+    case at::kBFloat16:
+      return "torch.bfloat16";
+    case at::kFloat:
+      return "torch.float32";
+    case at::kDouble:
+      return "torch.float64";
+    case at::kComplexHalf:
+      return "torch.complex32";
+    case at::kComplexFloat:
+      return "torch.complex64";
+    case at::kComplexDouble:
+      return "torch.complex128";
+    case at::kBool:
+      return "torch.bool";
+    default:
+      return c10::toString(type);
+  }
 }
 
 inline void check_not_negative(const char* name, int64_t value) {
