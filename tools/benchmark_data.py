@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Time the way of camera images from files to batches: mmdet3d's transforms against this package's, same files.
 
-Three tables. Frame: reading, decoding and resizing the six images of one frame in one process. Loader: samples and
-images per second of a DataLoader with 0 to 2 workers, and the time that the main process spends per step. Pixels: how
-far the results are apart. The versions run in turn, and medians are shown.
+Four tables. Frame: reading, decoding and resizing the six images of one frame in one process. Loader: samples and
+images per second of a DataLoader with 0 to 2 workers, and the time that the main process spends per step. Transfer:
+that time for ground truth alone, collated and copied tensor by tensor or packed. Pixels: how far the results are apart.
+The versions run in turn, and medians are shown.
 
 Without --images, street scenes of 1600x900 are rendered once (JPEG, quality 90, 4:2:0, some grain) and kept in the work
 directory.
@@ -38,6 +39,7 @@ from torch.utils.data import DataLoader
 from raggedbev.mm.images import EncodedImage, resize_image
 from raggedbev.mm.images.files import read_file, simplejpeg
 from raggedbev.mm.images.threads import choose_threads, map_in_threads
+from raggedbev.mm.transfer_timing import measure_transfer
 from raggedbev.profiling.interleave import Progress
 from raggedbev.profiling.report import describe_machine, write_json
 
@@ -65,14 +67,19 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="timed steps of a loader run (default: 6)")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each version (default: 5)")
     parser.add_argument("--threads", type=int, help="decoding threads of a process (default: its share of the cores)")
+    parser.add_argument("--transfer-batch-size", type=int, default=8, help="samples of the transfer (default: 8)")
+    parser.add_argument("--device", default="cpu", help="where the transfer goes, cpu or cuda (default: cpu)")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--chart", type=Path, help="draw the chart here (PNG)")
     args = parser.parse_args(arguments)
-    for name in ("frames", "batch_size", "steps", "repeats", "threads"):
+    for name in ("frames", "batch_size", "steps", "repeats", "threads", "transfer_batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    kind = args.device.partition(":")[0]
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        parser.error(f"--device must be cpu, or cuda where torch finds one, got {args.device}")
     if min(args.size) < 1 or min(args.workers) < 0:
         parser.error(f"--size must be positive and --workers not negative, got {args.size} and {args.workers}")
     args.size = tuple(args.size)
@@ -93,7 +100,7 @@ class Bench:
         self.threads = args.threads or choose_threads(None)
         self.frame_work = self._frame_versions()
         loader_runs = args.repeats * len(args.workers) * len(args.pipelines) * len((STOCK, TURBO))
-        self.progress = Progress((args.repeats + 1) * len(self.frame_work) + loader_runs)
+        self.progress = Progress((args.repeats + 1) * len(self.frame_work) + loader_runs + len(args.workers))
 
     def report(self) -> dict[str, Any]:
         """Everything that is measured."""
@@ -115,6 +122,7 @@ class Bench:
         )
         report["frame"] = self.frame_times()
         report["loader"] = self.loader_times()
+        report["transfer"] = self.transfer_times()
         self.progress.done()
         report["pixels"] = self.pixel_differences()
         return report
@@ -220,6 +228,17 @@ class Bench:
         row["ratio"] = round(row[TURBO]["samples_per_second"] / row[STOCK]["samples_per_second"], 2)
         return row
 
+    # ---- ground truth ----
+
+    def transfer_times(self) -> list[dict[str, Any]]:
+        """Main-process time per batch for ground truth, by number of workers."""
+        rows = []
+        for workers in self.args.workers:
+            self.progress.step(f"transfer: {workers} workers")
+            batches = max(3, 4 * self.args.repeats)
+            rows.append(measure_transfer(self.args.transfer_batch_size, batches, workers, device=self.args.device))
+        return rows
+
     # ---- pixels ----
 
     def pixel_differences(self) -> dict[str, dict[str, float]]:
@@ -293,6 +312,13 @@ def format_report(report: Mapping[str, Any]) -> str:
         lines.append(
             f"  {row['pipeline'] + ', ' + str(row['workers']) + ' workers':<22}{rates}{mains}{row['ratio']:>8.2f}x"
         )
+    tensors = report["transfer"][0]["tensors"]
+    lines.append(f"\n{f'ground truth, {tensors} tensors':<34}{'main process ms':>30}{'ratio':>9}")
+    lines.append(f"{'':<34}{'pseudo_collate':>15}{'ragged_collate':>15}")
+    for row in report["transfer"]:
+        stock, packed = row["arms"]["pseudo_collate"]["main_ms"], row["arms"]["ragged_collate"]["main_ms"]
+        label = f"batch {row['batch_size']}, {row['num_workers']} workers, {row['device']}"
+        lines.append(f"  {label:<32}{stock:>15.2f}{packed:>15.2f}{row['speedup']:>8.2f}x")
     lines.append(f"\n{'pixels, levels of 255':<40}{'mean':>9}{'max':>7}{'PSNR':>8}")
     for name, row in report["pixels"].items():
         psnr = "same" if row["psnr"] is None else f"{row['psnr']:.1f}"

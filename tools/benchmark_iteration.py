@@ -246,18 +246,23 @@ def dataset_batches(config: Config, batch_size: int, count: int, seed: int) -> l
     return [next(stream) for _ in range(count)]
 
 
-def dataset_stream(config: Config, batch_size: int, seed: int, published: bool = False) -> Iterator[dict[str, Any]]:
+def dataset_stream(
+    config: Config, batch_size: int, seed: int, published: bool | None = None
+) -> Iterator[dict[str, Any]]:
     """The config's training data, loaded in this process when it is asked for.
 
     Args:
         config: With a `train_dataloader`.
         batch_size: Samples.
         seed: Of the sampler.
-        published: Load images as the published code does, by OpenCV and Pillow.
+        published: True: images by OpenCV and Pillow, ground truth not packed, as the published code has it; False:
+            ground truth packed; None: as the config says.
     """
     loader = copy.deepcopy(config.train_dataloader)
     loader.update(batch_size=batch_size, num_workers=0, persistent_workers=False)
     loader.pop("prefetch_factor", None)
+    if published is not None:
+        loader.collate_fn = dict(type="pseudo_collate" if published else "ragged_collate")
     if published:
         loader.dataset.pipeline = [published_loading(step) for step in loader.dataset.pipeline]
     return iter(Runner.build_dataloader(loader, seed=seed))

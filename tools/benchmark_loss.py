@@ -83,7 +83,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--load-data",
         action="store_true",
-        help="with --real-data: a step loads its batch, the published and reference arms by OpenCV and Pillow",
+        help="with --real-data: a step loads its batch, the published and reference arms as the published code does",
     )
     parser.add_argument("--checkpoint", help="scope iteration: start from these weights (default: new ones)")
     parser.add_argument("--threads", type=int, help="threads of torch on the CPU (default: torch's own choice)")

@@ -39,7 +39,21 @@ def folder(tmp_path_factory):
 
 def test_report_and_chart(tool, folder, tmp_path, capsys):
     report, chart = tmp_path / "out" / "data.json", tmp_path / "out" / "data.png"
-    sizes = ("--batch-size", 1, "--steps", 1, "--repeats", 1, "--workers", 0, 1, "--threads", 2)
+    sizes = (
+        "--transfer-batch-size",
+        2,
+        "--batch-size",
+        1,
+        "--steps",
+        1,
+        "--repeats",
+        1,
+        "--workers",
+        0,
+        1,
+        "--threads",
+        2,
+    )
     files = ("--images", folder, "--json", report, "--chart", chart)
     kinds = ("--pipelines", "resize", "streampetr")
     assert tool.main([str(argument) for argument in (*files, *sizes, *kinds)]) == 0
@@ -61,6 +75,8 @@ def test_report_and_chart(tool, folder, tmp_path, capsys):
             row["turbo"]["samples_per_second"] / row["stock"]["samples_per_second"], abs=0.01
         )
         assert row["turbo"]["images_per_second"] == pytest.approx(6 * row["turbo"]["samples_per_second"], rel=0.02)
+    assert [(row["num_workers"], row["batch_size"]) for row in found["transfer"]] == [(0, 2), (1, 2)]
+    assert found["transfer"][1]["speedup"] > 1 and "ragged_collate" in output
     pixels = found["pixels"]
     assert pixels["decoded at full size, against mmcv"] == {"mean": 0, "max": 0, "psnr": None}
     assert pixels["full size, bicubic, against Pillow"]["max"] <= 1
@@ -76,6 +92,7 @@ def test_report_and_chart(tool, folder, tmp_path, capsys):
         (("--images", "no/such/folder"), 1, "error: no folder no/such/folder"),
         (("--images", str(ROOT / "csrc")), 1, "csrc has 0 images, a frame needs 6"),
         (("--steps", "0"), 2, "--steps must be at least 1, got 0"),
+        (("--device", "moon"), 2, "--device must be cpu, or cuda where torch finds one, got moon"),
         (("--workers", "-1"), 2, "--workers not negative"),
     ],
 )
