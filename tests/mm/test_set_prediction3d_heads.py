@@ -36,6 +36,7 @@ from .detr3d_heads import (
     predictions,
     run,
 )
+from .packing import packed
 
 SIZES = [3, 0, 12]
 SOFTMAX = {"type": "mmdet.CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 2.0}
@@ -208,6 +209,14 @@ def test_samples_without_objects_may_have_boxes_of_any_width():
     instances[1].bboxes_3d = LiDARInstance3DBoxes(torch.zeros(0, 7))
     found, _ = run(ours, instances, preds)
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@heads
+def test_packed_objects_give_the_same_numbers(name):
+    _, ours, instances, preds = case(name)
+    (wanted, wanted_grads), (found, found_grads) = run(ours, instances, preds), run(ours, packed(instances), preds)
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    assert all(torch.equal(one, other) for one, other in zip(found_grads, wanted_grads, strict=True))
 
 
 # -- what the device and other ranks are asked -----------------------------------------------------------
