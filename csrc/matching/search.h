@@ -223,21 +223,26 @@ class Search {
 
   // The row's smallest free column, and its lowest cost, NaN if a cost is NaN or -inf.
   RAGGEDBEV_KERNEL Candidate<Value> smallest_of_row(int i, bool bounded, const Value* minima, Value& lowest) {
-    bool invalid = false;
-    if (minima == nullptr && ops_.scans_rows(access_, num_cols_)) {
-      const Smallest<Value> smallest = ops_.smallest_in_row(access_, cost_row(i), num_cols_, invalid);
-      lowest = invalid ? infinity<Value>() - infinity<Value>() : smallest.value;
-      return invalid || !is_taken(smallest.at) ? candidate(smallest) : smallest_free(i);
-    }
+    const bool scans = ops_.scans_rows(access_, num_cols_);
     Value* const bound = w_.bound + bound_offset(i);
-    if (minima != nullptr) {
-      invalid = ops_.copy_minima(minima + bound_offset(i), num_blocks(), bound);
-    } else if (!bounded) {
-      invalid = bound_row(i);
+    Smallest<Value> smallest;
+    bool invalid = false;
+    if (scans && minima == nullptr) {
+      smallest = ops_.smallest_in_row(access_, cost_row(i), num_cols_, invalid);
+    } else {
+      if (minima != nullptr) {
+        invalid = ops_.copy_minima(minima + bound_offset(i), num_blocks(), bound);
+      } else if (!bounded) {
+        invalid = bound_row(i);
+      }
+      smallest = ops_.smallest(bound, num_blocks());
     }
-    const Smallest<Value> smallest = ops_.smallest(bound, num_blocks());
     lowest = invalid ? infinity<Value>() - infinity<Value>() : smallest.value;
-    return invalid ? candidate(smallest) : smallest_free_by_bounds(i, smallest);
+    if (invalid) return candidate(smallest);
+    if (!scans) return smallest_free_by_bounds(i, smallest);
+    if (minima != nullptr) smallest = smallest_in_block(i, smallest.at);
+    if (smallest.value == lowest && !is_taken(smallest.at)) return candidate(smallest);
+    return smallest_free(i);
   }
 
   // A row whose smallest column is free takes it: no dual value can make another one better.
