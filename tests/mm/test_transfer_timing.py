@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
-from types import SimpleNamespace
 
 import torch
 
+from raggedbev.mm import transfer_timing
+
 
 def test_both_ways(monkeypatch, capsys):
-    transfer_timing = SimpleNamespace(**runpy.run_module("raggedbev.mm.transfer_timing"))
     monkeypatch.setattr(sys, "argv", ["timing", "--batch-size", "2", "--repeats", "1", "--workers", "0"])
     transfer_timing.main()
     assert "132 tensors: " in capsys.readouterr().out
