@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import runpy
 import sys
+import warnings
 from functools import cache
 
 import pytest
@@ -42,7 +43,9 @@ def parser_of(program: str) -> argparse.ArgumentParser:
                 sys.path.insert(0, str((ROOT / program).parent))
                 runpy.run_path(str(ROOT / program), run_name="__main__")
             else:
-                with contextlib.suppress(KeyError):
+                with contextlib.suppress(KeyError), warnings.catch_warnings():
+                    # Another test of this process may have imported it; here it is run anew.
+                    warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
                     runpy.run_module(program, run_name="__main__", alter_sys=False)
         except Found as found:
             return found.args[0]
