@@ -37,7 +37,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from raggedbev import linear_assignment
-from raggedbev.profiling.interleave import Progress
+from raggedbev.profiling.interleave import Progress, calls_to_last
 from raggedbev.profiling.report import describe_machine, write_json
 
 KINDS = ("random", "trained", "crowded")
@@ -187,7 +187,7 @@ def time_case(
         solve(part)
         if seconds(solve, part) * len(cost) / len(part) * (repeats + 2) <= budget or not totals:
             totals[name] = total_costs(cost, solve(cost))
-            calls[name] = max(1, math.ceil(SHORTEST / seconds(solve, cost)))
+            calls[name] = calls_to_last(lambda n, solve=solve: n * seconds(solve, cost, n), SHORTEST)
     least = torch.stack(list(totals.values())).amin(0)
     for name, total in totals.items():
         torch.testing.assert_close(total, least, msg=lambda text, name=name: f"{name} is not optimal: {text}")

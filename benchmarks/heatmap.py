@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import platform
 import statistics
@@ -37,7 +38,7 @@ from raggedbev.heatmap.reference import center_head_targets_reference, draw_one_
 from raggedbev.heatmap.targets import focal_head_heatmap
 from raggedbev.losses import GroundTruth2D
 from raggedbev.losses.reference import focal_head_heatmap_reference
-from raggedbev.profiling.interleave import Progress
+from raggedbev.profiling.interleave import Progress, calls_to_last
 
 CASES = ("draw", "focal", "center", "sweep")
 TASKS = (1, 2, 2, 1, 2, 2)
@@ -81,19 +82,22 @@ def seconds(arm: Arm, device: torch.device, clock: str) -> float:
 
 def medians(arms: dict[str, Arm], device: torch.device, repeats: int, clock: str) -> dict[str, float]:
     """Milliseconds per call and arm; fast arms are called several times in a row."""
+
+    def spend(arm: Arm, calls: int) -> float:
+        def several() -> None:
+            for _ in range(calls):
+                arm()
+
+        return seconds(several, device, clock)
+
     calls = {}
     for name, arm in arms.items():
         arm()
-        calls[name] = max(1, int(_SHORTEST / max(seconds(arm, device, clock), 1e-6)))
+        calls[name] = calls_to_last(functools.partial(spend, arm), _SHORTEST)
     times: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(repeats):
         for name, arm in arms.items():
-
-            def several(arm: Arm = arm, count: int = calls[name]) -> None:
-                for _ in range(count):
-                    arm()
-
-            times[name].append(seconds(several, device, clock) / calls[name] * 1e3)
+            times[name].append(spend(arm, calls[name]) / calls[name] * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
-import math
 import os
 import statistics
 import sys
@@ -35,7 +34,7 @@ import torch
 from ragged_cases import OURS, Case, make_cases, make_problem, packing
 from torch import Tensor
 
-from raggedbev.profiling.interleave import Progress
+from raggedbev.profiling.interleave import Progress, calls_to_last
 from raggedbev.profiling.report import describe_machine, write_json
 
 COPY_BYTES = {"cpu": 256 * 2**20, "cuda": 2**30}
@@ -63,10 +62,8 @@ class HostClock:
 
     def prepare(self, work: Work) -> None:
         """Warms up, and finds how many calls one measurement needs."""
-        calls = 1
-        while (spent := self._time(work, calls)) < SHORTEST and calls < 10_000:
-            calls = max(calls + 1, min(calls * 10, math.ceil(1.2 * calls * SHORTEST / max(spent, 1e-9))))
-        self._calls[work] = calls
+        work()
+        self._calls[work] = calls_to_last(lambda calls: self._time(work, calls), SHORTEST)
 
     def measure(self, work: Work) -> dict[str, float]:
         """Milliseconds per call."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raggedbev.profiling import stage
-from raggedbev.profiling.interleave import Progress, measure_arms
+from raggedbev.profiling.interleave import Progress, calls_to_last, measure_arms
 from raggedbev.profiling.report import (
     MAIN_ROWS,
     Arm,
@@ -190,3 +190,18 @@ def test_progress_tells_share_and_time_left(capsys):
         progress.step(name, weight)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "[0 %] a" and lines[1] == "[12 %] b" and lines[2].startswith("[50 %] c, 0 s left")
+
+
+@pytest.mark.parametrize("each", [5.0, 1.0, 0.3, 0.011, 0.0021])
+def test_short_work_is_called_often_enough_for_a_clock(each):
+    calls = calls_to_last(lambda count: count * each, shortest=1.0, most=500)
+    assert 1.0 <= calls * each <= max(each, 1.5)
+
+
+def test_work_that_takes_no_time_is_called_a_limited_number_of_times():
+    assert calls_to_last(lambda count: 0.0, shortest=1.0, most=500) == 500
+
+
+def test_an_interrupted_first_call_does_not_decide_how_often_work_is_called():
+    spent = iter([9.0])  # then nothing interrupts
+    assert calls_to_last(lambda count: next(spent, count * 0.01), shortest=1.0) >= 100

@@ -7,6 +7,7 @@ with another version. Host syncs and peak memory are taken in the warm-up, outsi
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -79,6 +80,24 @@ def _count(arm: Arm, run: Callable[[], object], device: torch.device) -> None:
     getattr(run, "reset", lambda: None)()
     gc.collect()
     arm.peak_memory_mib = round(peak_memory(run, device) / 2**20, 3)
+
+
+def calls_to_last(spend: Callable[[int], float], shortest: float, most: int = 10_000) -> int:
+    """How many calls of a short piece of work one measurement needs to be worth reading a clock for.
+
+    Args:
+        spend: Makes so many calls and returns the seconds that they took.
+        shortest: Seconds that a measurement lasts at least.
+        most: Calls in one measurement.
+
+    Returns:
+        1 to ``most``. A run that something interrupted does not decide: each is made twice, and the faster one counts.
+    """
+    calls = 1
+    while calls < most and (spent := min(spend(calls), spend(calls))) < shortest:
+        wanted = math.ceil(1.2 * calls * shortest / max(spent, 1e-9))
+        calls = min(max(calls + 1, min(10 * calls, wanted)), most)
+    return calls
 
 
 class Progress:
