@@ -16,8 +16,8 @@ import sys
 import numpy as np
 
 from raggedbev import Buckets
-from raggedbev.profiling.infos import count_objects
-from raggedbev.profiling.workload import PRESETS, draw_counts
+from raggedbev.workloads.generate import PRESETS, draw_counts
+from raggedbev.workloads.infos import count_objects
 
 BUCKETS = (None, Buckets((8,)), Buckets((16,)), Buckets((32,)))
 

@@ -76,13 +76,11 @@ LAYERS = {
     "matching": {"_extension", "profiling", "ragged"},
     "heatmap": {"_extension", "profiling", "ragged"},
     "losses": {"_extension", "profiling", "ragged", "matching", "heatmap"},
-    "workload": {"profiling", "ragged", "matching", "heatmap", "losses"},
+    "workloads": {"profiling", "ragged", "matching", "heatmap", "losses"},
     "": {"ragged", "matching", "heatmap", "losses"},  # raggedbev/__init__.py
     "info": {"_extension", ""},
     "mm": {"geometry", "nuscenes", "profiling", "ragged", "matching", "heatmap", "losses"},
 }
-# What benchmarks measure: losses.
-WORKLOADS = {f"raggedbev.profiling.{name}" for name in ("infos", "loss_scope", "workload")}
 
 
 def module_name(path: Path) -> str:
@@ -93,7 +91,7 @@ MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def layer_of(module: str) -> str:
-    return "workload" if module in WORKLOADS else [*module.split("."), ""][1]
+    return [*module.split("."), ""][1]
 
 
 def imported_modules(module: str) -> set[str]:

@@ -27,9 +27,9 @@ from mmengine.structures import InstanceData
 
 from raggedbev.mm.engine import allow_checkpoint_globals
 from raggedbev.profiling import stage
-from raggedbev.profiling.loss_scope import LossSettings
 from raggedbev.profiling.report import DATA, FORWARD, HEAD_2D, HEAD_3D, ITERATION, LOSS, OPTIMIZATION
-from raggedbev.profiling.workload import LossSizes, Objects
+from raggedbev.workloads.generate import LossSizes, Objects
+from raggedbev.workloads.losses import LossSettings
 
 PER_SAMPLE, BATCHED = "PerSample", "Batched"
 HEADS = ("pts_bbox_head", "img_roi_head")

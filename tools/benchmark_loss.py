@@ -35,17 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raggedbev.profiling.infos import read_objects
 from raggedbev.profiling.interleave import COUNTING, Progress, measure_arms
-from raggedbev.profiling.loss_scope import (
-    ARMS,
-    Agreement,
-    LossArm,
-    LossSettings,
-    check_arms,
-    compare_arms,
-    usual_arms,
-)
 from raggedbev.profiling.memory import METHODS
 from raggedbev.profiling.report import (
     disturbance,
@@ -56,7 +46,17 @@ from raggedbev.profiling.report import (
     write_json,
 )
 from raggedbev.profiling.syncs import HostSyncCounter
-from raggedbev.profiling.workload import PRESETS, LossSizes, Objects, generate_objects, generate_predictions
+from raggedbev.workloads.generate import PRESETS, LossSizes, Objects, generate_objects, generate_predictions
+from raggedbev.workloads.infos import read_objects
+from raggedbev.workloads.losses import (
+    ARMS,
+    Agreement,
+    LossArm,
+    LossSettings,
+    check_arms,
+    compare_arms,
+    usual_arms,
+)
 
 AGREEMENT = 1e-4  # relative; float32 sums over some 10^5 terms in other orders stay below it
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}

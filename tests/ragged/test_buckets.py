@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from raggedbev import Buckets, combine_data
-from raggedbev.profiling.workload import PRESETS, draw_counts
+from raggedbev.workloads.generate import PRESETS, draw_counts
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ import torch
 
 from raggedbev._extension import COMPILED
 from raggedbev.losses import GraphedLoss
-from raggedbev.profiling import StageTimer, loss_scope
-from raggedbev.profiling.loss_scope import (
+from raggedbev.profiling import StageTimer
+from raggedbev.profiling.report import rows_of
+from raggedbev.workloads import losses as workload
+from raggedbev.workloads.generate import LossSizes, generate_objects, generate_predictions
+from raggedbev.workloads.losses import (
     ARMS,
     Agreement,
     LossArm,
@@ -18,8 +21,6 @@ from raggedbev.profiling.loss_scope import (
     compare_arms,
     usual_arms,
 )
-from raggedbev.profiling.report import rows_of
-from raggedbev.profiling.workload import LossSizes, generate_objects, generate_predictions
 
 from ..losses.recorder import Recorder
 
@@ -49,7 +50,7 @@ def test_arms_agree_in_float32():
 
 @pytest.mark.skipif(not COMPILED, reason="SciPy's solver is no part of a graph")
 def test_captured_and_compiled_arms_agree(monkeypatch):
-    record = partial(loss_scope._wrapped, wrap=lambda loss: GraphedLoss(loss, backend=Recorder()))
+    record = partial(workload._wrapped, wrap=lambda loss: GraphedLoss(loss, backend=Recorder()))
     monkeypatch.setitem(ARMS, "batched+graph", record)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     arms = _arms(names=["batched", "batched+graph", "batched+compile"])

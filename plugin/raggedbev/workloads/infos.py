@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raggedbev.profiling.workload import CLASSES, LossSizes, Objects, image_transform
+from raggedbev.workloads.generate import CLASSES, LossSizes, Objects, image_transform
 
 # Info files number the classes in an order of their own; -1 stands for all others.
 _INFO_CLASSES = (

@@ -30,8 +30,8 @@ from raggedbev.matching.reference import PerSampleMatcher2D, PerSampleMatcher3D
 from raggedbev.profiling.interleave import Progress
 from raggedbev.profiling.report import HEAD_2D, HEAD_3D, LOSS
 from raggedbev.profiling.stages import stage
-from raggedbev.profiling.workload import LossSizes, Objects, Predictions
 from raggedbev.ragged import Buckets
+from raggedbev.workloads.generate import LossSizes, Objects, Predictions
 
 Losses = dict[str, Tensor]
 Heads = tuple[Callable[..., Losses], Callable[..., Losses]]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from raggedbev.profiling.infos import read_objects
-from raggedbev.profiling.workload import PRESETS, LossSizes, Objects, generate_objects, generate_predictions
+from raggedbev.workloads.generate import PRESETS, LossSizes, Objects, generate_objects, generate_predictions
+from raggedbev.workloads.infos import read_objects
 
 TINY = LossSizes(num_query=40, num_layers=2, image_size=(64, 96), num_cameras=2, dn_groups=2)
 
