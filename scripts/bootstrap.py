@@ -60,7 +60,11 @@ class ProgressLine:
         seconds = int(time.monotonic() - self.begin)
         return f"{seconds // 60}:{seconds % 60:02d}"
 
-    def update(self, detail: str) -> None:
+    def update(self, detail: str, share: float = 0.0) -> None:
+        """Shows how far the work is; `share` of it is done, 0 where nobody knows."""
+        if share > 0:
+            left = int((time.monotonic() - self.begin) * (1 - share) / share)
+            detail = f"{detail}, about {left // 60}:{left % 60:02d} left"
         line = f"{self.title}  {self.elapsed()}  {detail}"
         if self.moving:
             columns = shutil.get_terminal_size().columns
@@ -81,15 +85,26 @@ def tail(log: Path, size: int = 4096) -> str:
         return file.read().decode(errors="replace")
 
 
+Progress = Callable[[Path], tuple[str, float]]  # of a log: what to show, and the share that is done or 0
+
+
 def last_line(log: Path) -> str:
     lines = [line.strip() for line in tail(log).splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 
-def compiled_files(log: Path) -> str:
+def last_step(log: Path) -> tuple[str, float]:
+    """The last thing that pip says."""
+    return last_line(log), 0.0
+
+
+def compiled_files(log: Path) -> tuple[str, float]:
     """What ninja says of a build: files done and to do."""
     counts = re.findall(r"\[(\d+)/(\d+)\]", tail(log, 65536))
-    return "compiled {}/{} files".format(*counts[-1]) if counts else "preparing"
+    if not counts:
+        return "preparing", 0.0
+    done, total = map(int, counts[-1])
+    return f"compiled {done}/{total} files", done / total
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
@@ -104,7 +119,7 @@ def run(
     command: list[str],
     log: Path,
     *,
-    progress: Callable[[Path], str] = last_line,
+    progress: Progress = last_step,
     environment: dict[str, str] | None = None,
 ) -> bool:
     """Runs a command with its output in `log`; returns whether it succeeded."""
@@ -122,7 +137,7 @@ def run(
         )
         try:
             while process.poll() is None:
-                line.update(progress(log))
+                line.update(*progress(log))
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.3)
         except BaseException:
@@ -163,11 +178,11 @@ def failure(what: str, log: Path, otherwise: str) -> SetupError:
     return SetupError(otherwise)
 
 
-def pip_install(title: str, what: str, arguments: list[str], log_name: str) -> None:
+def pip_install(title: str, what: str, arguments: list[str], log_name: str, progress: Progress = last_step) -> None:
     log = LOGS / log_name
     constraints = REQUIREMENTS / "constraints.txt"
     command = [str(VENV_PYTHON), "-m", "pip", "install", "--progress-bar", "off", "-c", str(constraints), *arguments]
-    if not run(title, command, log):
+    if not run(title, command, log, progress=progress):
         raise failure(what, log, f"installing {what} failed: {last_line(log)} (log: {log}).")
 
 
@@ -373,7 +388,7 @@ def install_mmcv(title: str) -> None:
 
 def install_package(title: str) -> None:
     arguments = ["--no-deps", "--no-build-isolation", "-v", "-e", str(ROOT)]
-    pip_install(title, "raggedbev", arguments, "raggedbev.log")
+    pip_install(title, "raggedbev", arguments, "raggedbev.log", progress=compiled_files)
 
 
 def stages() -> list[Stage]:

@@ -18,21 +18,36 @@ fi
 out=build/cuda-check
 mkdir -p "$out"
 known=$("$nvcc" --list-gpu-code | grep -oE '^sm_[0-9]+$' | awk -F_ '$2 >= 75 && $2 <= 121')
+read -ra archs <<<"$(echo ${ARCHS:-$known})"
+mapfile -t sources < <(find csrc -name '*.cu' | sort)
+total=$((${#sources[@]} * ${#archs[@]}))
+done=0
 failed=0
-for source in $(find csrc -name '*.cu' | sort); do
-  for arch in ${ARCHS:-$known}; do
+
+# progress: how many of the files are done, and when the rest will be if they take as long.
+progress() {
+  done=$((done + 1))
+  local left=$((SECONDS * (total - done) / done))
+  printf '[%d/%d, about %d:%02d left] ' "$done" "$total" $((left / 60)) $((left % 60))
+}
+
+for source in "${sources[@]}"; do
+  for arch in "${archs[@]}"; do
     log=$out/$(basename "$source" .cu).$arch.log
     if ! "$nvcc" -std=c++17 -O3 -I csrc -arch="$arch" -Werror all-warnings -Xcompiler -Wall -Xptxas -v,-warn-spills \
       -c "$source" -o "$out/object.o" >"$log" 2>&1; then
+      progress
       echo "$source does not compile for $arch without warnings or spills, see $log:"
       grep -iE 'error|warning' "$log" || cat "$log"
       failed=1
     elif grep -E '[1-9][0-9]* bytes (spill|stack frame)' "$log"; then
+      progress
       echo "$source spills registers on $arch, see $log"
       failed=1
     else
       kernels=$(grep -c 'Compiling entry function' "$log" || true) # a source may have none
       registers=$({ grep -oE 'Used [0-9]+ registers' "$log" || echo "Used 0 registers"; } | sort -k2 -n | tail -1)
+      progress
       echo "$source $arch: $kernels kernels, no warnings, no spills, at most ${registers#Used }"
     fi
   done

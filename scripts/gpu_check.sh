@@ -37,6 +37,7 @@ cat "$out/summary.txt"
 say() {
   local name=$1 log=$out/$2 start=$SECONDS status
   shift 2
+  printf '[%d:%02d] %s, %d s at most ...\n' $((SECONDS / 60)) $((SECONDS % 60)) "$name" "$limit"
   echo "\$ $*" >>"$log"
   timeout "$limit" "$@" >>"$log" 2>&1
   status=$?

@@ -16,9 +16,14 @@ build=$PWD/build/sanitize
 flags="-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all"
 mkdir -p "$build"
 
+# note TEXT: what comes now, with the time since the start.
+note() { printf '[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$1"; }
+
+note "ThreadSanitizer over the assignment's kernels (1 minute)"
 g++ -std=c++17 -O1 -g -fsanitize=thread -I csrc tests/matching/races.cpp -o "$build/races"
 RAGGEDBEV_HOST_TWIN=shuffle TSAN_OPTIONS=halt_on_error=1 "$build/races"
 
+note "building with AddressSanitizer and UndefinedBehaviorSanitizer (up to 5 minutes; what did not change stays built)"
 CXX=g++ CFLAGS="$flags" LDFLAGS="-fsanitize=address,undefined" RAGGEDBEV_CUDA=0 \
   "$python" setup.py --quiet egg_info --egg-base "$build" build --build-base "$build" --build-lib "$build/lib"
 
@@ -33,8 +38,9 @@ if not _C.__file__.startswith('$build'):
     raise SystemExit(f'the build with sanitizers must be tested, but {_C.__file__} was loaded')"
 # What traces rather than runs kernels is left out: slow here, and nothing new for the sanitizers.
 for twin in ${TWINS:-0 shuffle}; do
-  echo "RAGGEDBEV_HOST_TWIN=$twin"
+  note "tests with RAGGEDBEV_HOST_TWIN=$twin (10 to 20 minutes)"
   RAGGEDBEV_HOST_TWIN=$twin "$python" -m pytest -p no:cacheprovider \
     tests/test_python_calls.py tests/ragged tests/heatmap tests/matching tests/losses \
     -k "not compile and not export and not opcheck and not inductor" "$@"
 done
+note "all is well"
