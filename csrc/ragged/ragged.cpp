@@ -10,7 +10,9 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <tuple>
+#include <type_traits>
 
 #include "common/check.h"
 #include "common/run.h"
@@ -24,19 +26,32 @@ namespace {
 // ---- element types
 // ---------------------------------------------------------------------------------------------------
 
-bool is_representable(const at::Scalar& value, at::ScalarType type) {
-  if (at::isComplexType(type)) return true;
+template <typename T>
+bool is_representable(const at::Scalar& value) {
+  if constexpr (c10::is_complex<T>::value) return true;
   if (value.isComplex()) return false;
-  if (at::isFloatingType(type) || !value.isFloatingPoint()) return true;
   const double number = value.toDouble();
-  return std::isfinite(number) && std::trunc(number) == number;
+  if constexpr (std::is_same_v<T, bool>) return number == 0 || number == 1;
+  if constexpr (std::is_integral_v<T>) {
+    if (!value.isFloatingPoint()) {
+      const int64_t whole = value.toLong();
+      return whole >= std::numeric_limits<T>::lowest() &&
+             (whole < 0 || static_cast<uint64_t>(whole) <= static_cast<uint64_t>(std::numeric_limits<T>::max()));
+    }
+    const double above = std::ldexp(1.0, std::numeric_limits<T>::digits);  // the first whole number beyond
+    return std::trunc(number) == number && number >= static_cast<double>(std::numeric_limits<T>::lowest()) &&
+           number < above;
+  } else {
+    return !std::isfinite(number) || std::abs(number) <= static_cast<double>(std::numeric_limits<T>::max());
+  }
 }
 
 Pattern pattern_of(const char* name, const at::Scalar& value, at::ScalarType type) {
   Pattern pattern = {};
   if (value.isIntegral(/*includeBool=*/true) && value.toLong() == 0) return pattern;
-  TORCH_CHECK_VALUE(is_representable(value, type), name, " must be representable in ", name_of(type), ", got ", value);
   AT_DISPATCH_V2(type, "ragged filler", AT_WRAP([&] {
+                   TORCH_CHECK_VALUE(is_representable<scalar_t>(value), name, " must be representable in ",
+                                     name_of(type), ", got ", value);
                    const scalar_t element = value.to<scalar_t>();
                    for (size_t i = 0; i < sizeof(pattern.bytes); i += sizeof(element)) {
                      std::memcpy(pattern.bytes + i, &element, sizeof(element));

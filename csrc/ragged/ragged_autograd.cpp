@@ -363,6 +363,9 @@ Tensor expand_autograd(c10::DispatchKeySet keys, const Tensor& values, const Ten
 void pack_autograd_(c10::DispatchKeySet keys, const Tensor& out, at::TensorList samples) {
   TORCH_CHECK_VALUE(!torch::autograd::compute_requires_grad(out, samples),
                     "ragged_pack_ has no gradient, but out or a sample requires one");
+  bool tangents = has_tangent(out);
+  for (const Tensor& sample : samples) tangents = tangents || has_tangent(sample);
+  TORCH_CHECK_VALUE(!tangents, "ragged_pack_ has no forward-mode derivative, but out or a sample has a tangent");
   const at::AutoDispatchBelowADInplaceOrView guard;
   pack_operator().redispatch(keys & c10::after_autograd_keyset, out, samples);
   out.unsafeGetTensorImpl()->bump_version();

@@ -8,12 +8,13 @@ import io
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cases import SIZES, Maker, batch_shapes
 from torch.utils import _pytree as pytree
 
-from raggedbev.ragged import RaggedBatch, combine_data
+from raggedbev.ragged import RaggedBatch, average_over_targets, combine_data, get_indices_from_mask, layout
 
 cases = pytest.mark.parametrize("sizes", SIZES, ids=str)
 
@@ -72,34 +73,6 @@ def test_same_raggedness_is_shared():
         batch.create_with_sample_sizes_like_self(torch.zeros(3, 7, 3))
     moved = cost.get_non_uniform_dimension_transposed_to(1)
     assert moved.shape == (3, 3, 7) and moved.non_uniform_dim == 1
-
-
-@pytest.mark.parametrize("dim", [1, 2])
-def test_padded_values_and_their_gradients(dim):
-    leaf = torch.randn(3, 4, 4, requires_grad=True)
-    batch = RaggedBatch(leaf, sample_sizes=torch.tensor([4, 0, 2]), non_uniform_dim=dim)
-    outside = ~batch.mask.unsqueeze(3 - dim).expand(3, 4, 4)
-    copy = batch.with_padded_set_to(7.0)
-    assert (copy.tensor[outside] == 7).all() and torch.equal(copy.tensor[~outside], leaf[~outside])
-    copy.tensor.transpose(1, 2).square().sum().backward()
-    assert (leaf.grad[outside] == 0).all() and torch.equal(leaf.grad[~outside], 2 * leaf.detach()[~outside])
-
-
-def test_write_in_place_is_known_to_autograd():
-    leaf = torch.randn(2, 3, requires_grad=True)
-    batch = RaggedBatch(leaf * 2, sample_sizes=torch.tensor([1, 3]))
-    tensor = batch.tensor
-    assert batch.set_padded_to(0.0) is batch and batch.tensor is tensor
-    tensor.sum().backward()
-    assert leaf.grad.tolist() == [[2, 0, 0], [2, 2, 2]]
-
-
-def test_write_to_a_shared_view_leaves_the_original():
-    batch = nan_filled([2, 0], 2).unsqueeze_batch_dim(0).repeat_samples(3, 0)
-    assert batch.tensor.stride(0) == 0
-    source = batch.tensor
-    batch.set_padded_to(1.0)
-    assert batch.tensor.isfinite().all() and source.isnan().any()
 
 
 def test_layers_become_a_batch_dimension():
@@ -223,6 +196,30 @@ def test_bad_tensors_are_named():
             wrong()
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda b: RaggedBatch(b[:, 0, 0], sample_sizes=b.sample_sizes), ValueError, r"\[\*batch, N, ...\] .* \(3,\)"),
+        (lambda b: RaggedBatch(b.tensor, b.mask, non_uniform_dim=1.5), TypeError, "must be an integer, got 1.5"),
+        (lambda b: RaggedBatch.from_full_tensor(torch.zeros(())), ValueError, "more dimensions than the tensor has"),
+        (lambda b: RaggedBatch.from_oversize_tensor(b.tensor, b.tensor[:, 0, 0]), TypeError, "float32"),
+        (lambda b: b.repeat_samples(2.5), TypeError, "must be an integer or a sequence of integers, got 2.5"),
+        (lambda b: b.repeat_samples([2, 3], [0, 0]), ValueError, r"each dimension once, got \[0, 0\]"),
+        (lambda b: b.reshape_batch_dims(2.0), TypeError, "got 2.0"),
+        (lambda b: b.reshape_batch_dims(), ValueError, r"batch shape \(\)"),
+        (lambda b: b.unsqueeze_data_dim(-9), ValueError, "got -9"),
+        (lambda b: RaggedBatch.empty(2.5), TypeError, "got 2.5"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(nan_filled([2, 0, 1], 2))
+
+
+def test_numpy_integers_are_integers():
+    assert nan_filled([2, 0], 2).repeat_samples(np.int64(2)).batch_shape == (4,)
+
+
 def test_a_wrong_mask_is_shown():
     mask = torch.tensor([[True, True, False], [False, True, False]])
     with pytest.raises(ValueError, match=r"sample 1 has \[0, 1, 0\], expected \[1, 0, 0\]"):
@@ -264,29 +261,6 @@ def test_split_reads_the_sizes_once(device):
     assert reads == ["tolist"]
 
 
-@pytest.mark.parametrize("view", [lambda t: t, lambda t: t.transpose(1, 2), lambda t: t.unbind(-1)[0], lambda t: t[1:]])
-def test_leaves_that_require_a_gradient_keep_their_values(view):
-    leaf = torch.randn(3, 4, 4, requires_grad=True)
-    before = leaf.detach().clone()
-    data = view(leaf)
-    batch = RaggedBatch(data, sample_sizes=torch.tensor([4, 0, 2])[-len(data) :])
-    batch.set_padded_to(7.0)
-    outside = ~batch.mask.reshape(*batch.mask.shape, *[1] * (batch.dim() - 2)).expand(batch.shape)
-    assert (batch.tensor[outside] == 7).all() and torch.equal(leaf, before)
-    (gradient,) = torch.autograd.grad(batch.tensor.sum(), leaf)
-    assert gradient.sum() == (~outside).sum()
-
-
-def test_without_gradient_a_leaf_is_written_in_place():
-    leaf = torch.ones(2, 3, requires_grad=True)
-    with torch.no_grad():
-        RaggedBatch(leaf, sample_sizes=torch.tensor([1, 3])).set_padded_to(0)
-    assert leaf.tolist() == [[1, 0, 0], [1, 1, 1]]
-    strided = torch.ones(3, 2).t()
-    RaggedBatch(strided, sample_sizes=torch.tensor([1, 3])).set_padded_to(0)
-    assert strided.tolist() == [[1, 0, 0], [1, 1, 1]]
-
-
 def test_the_mask_follows_sizes_that_are_overwritten():
     sizes = torch.tensor([2, 0])
     batch = RaggedBatch(torch.zeros(2, 3), sample_sizes=sizes)
@@ -308,6 +282,68 @@ def test_a_mask_made_in_inference_mode_is_usable_outside():
         assert inside.mask.sum() == 3 and inside.set_padded_to(0).tensor.sum() == 3
     assert not batch.mask.is_inference()
     torch.where(batch.mask, batch.tensor, 0.0).sum().backward()
+
+
+def test_sizes_that_a_graph_writes_are_never_remembered(monkeypatch, device):
+    """What a CUDA graph computes changes with every replay, uncounted."""
+    sizes = torch.tensor([2, 0], device=device)
+    monkeypatch.setattr(layout, "_is_capturing", lambda value: value is sizes)
+    batch = RaggedBatch(torch.ones(2, 3, device=device), sample_sizes=sizes).unsqueeze_batch_dim(0)
+    monkeypatch.undo()
+    for replay in ([2, 0], [1, 3]):
+        sizes.data.copy_(torch.tensor(replay, device=device))
+        assert batch.mask.sum(-1).tolist() == [replay] and batch.total_num_entries == sum(replay)
+        assert [len(sample) for sample in batch.split()[0]] == replay
+        assert average_over_targets(batch).tolist() == [[float(size > 0) for size in replay]]
+
+
+def test_a_batch_from_a_capture_is_read_anew_after_each_replay(device):
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs")
+    mask = torch.tensor([[True, False, True], [False, False, False]], device=device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        batch = get_indices_from_mask(mask, 3)
+    for chosen in ([[1, 0, 1], [0, 0, 0]], [[1, 0, 0], [1, 1, 1]]):
+        mask.copy_(torch.tensor(chosen, device=device))
+        graph.replay()
+        assert batch.mask.sum(1).tolist() == [sum(row) for row in chosen]
+        assert [len(sample) for sample in batch.split()] == [sum(row) for row in chosen]
+
+
+def test_split_gives_views_of_several_batch_dimensions():
+    batch = nan_filled([2, 0, 1], 2)
+    views = batch.unsqueeze_batch_dim(0).repeat_samples(6, 0).split()
+    assert {view.untyped_storage().data_ptr() for view in views[5] if len(view)} == {
+        batch.tensor.untyped_storage().data_ptr()
+    }
+    views[5][0].fill_(7)
+    assert (batch.tensor[0, :2] == 7).all()
+
+
+class Masker(torch.nn.Module):
+    def forward(self, tensor, mask):
+        return tensor * mask.unsqueeze(-1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda module: torch.compile(module, backend="eager"),
+        torch.nn.DataParallel,
+        torch.jit.script,
+        lambda module: torch.jit.script(mask_function),
+    ],
+)
+def test_apply_looks_through_wrappers(wrap):
+    batch = nan_filled([2, 0, 1], 4)
+    applied = batch.apply(wrap(Masker())).with_padded_set_to(0)
+    assert torch.equal(applied.tensor, batch.with_padded_set_to(0).tensor)
+
+
+def mask_function(tensor, mask):
+    return tensor * mask.unsqueeze(-1)
 
 
 class Doubler(torch.nn.Module):

@@ -9,8 +9,10 @@ import sys
 import pytest
 import torch
 
+from raggedbev import ragged
 from raggedbev.ragged import (
     RaggedBatch,
+    apply_mask_to_tensor,
     average_over_targets,
     batched_bool_indexing,
     batched_bool_indexing_write,
@@ -18,6 +20,7 @@ from raggedbev.ragged import (
     batched_indexing_write,
     batched_inverse_indexing_access,
     get_mask_from_indices,
+    reference,
     sum_over_targets,
 )
 from raggedbev.ragged.layout import Layout
@@ -97,6 +100,8 @@ def test_hostile_sizes_do_no_harm(sizes, device):
     assert batched_indexing_access(batch, index).tensor[..., 0].sum(1).tolist() == rows
     assert batched_inverse_indexing_access(batch, index, 3)[..., 1].sum(1).tolist() == [min(row, 1) for row in rows]
     assert get_mask_from_indices(2, index).sum(1).tolist() == [min(row, 1) for row in rows]
+    assert average_over_targets(batch)[:, 0].tolist() == [min(row, 1) for row in rows]
+    assert batch.total_num_entries == sum(rows) and [len(sample) for sample in batch.split()] == rows
 
 
 def test_transforms_of_a_loss():
@@ -130,3 +135,92 @@ except IndexError as error:
         [sys.executable, "-c", script], env={**os.environ, "RAGGEDBEV_DEBUG": "1"}, capture_output=True, text=True
     )
     assert done.stdout == "indices of sample 0, entry 0: -1 is out of range for 2 entries\n", done.stderr
+
+
+@pytest.mark.parametrize("sizes", [[1, 0], [2, 3]], ids=str)
+def test_samples_that_are_filler_have_no_valid_rows(sizes, device):
+    """The ragged dimension is one of the batch dimensions of the indices: filler samples are not read or written."""
+    mask = RaggedBatch(
+        torch.ones(2, 3, 4, dtype=torch.bool, device=device), sample_sizes=torch.tensor(sizes, device=device)
+    )
+    rows = torch.rand(2, 3, 2, 2, device=device)
+    index = torch.tensor([[[0, 3], [1, 2], [9, 0]]], device=device).repeat(2, 1, 1)  # [2, 3, 2]
+    data = mask.create_with_sample_sizes_like_self(torch.rand(2, 3, 4, 2, device=device)).set_padded_to(float("nan"))
+    into = data.create_with_sample_sizes_like_self(torch.zeros_like(data.tensor))
+    calls = {
+        "batched_indexing_access": (data, index),
+        "batched_indexing_write": (rows, index, into),
+        "batched_index_mapping": (data, index, index, into),
+        "get_indices_from_mask": (mask,),
+        "batched_bool_indexing": (data, mask.tensor),
+        "batched_bool_indexing_write": (rows, mask, into),
+    }
+    for name, arguments in calls.items():
+        found, wanted = (getattr(module, name)(*arguments) for module in (ragged, reference))
+        assert torch.equal(padded_with_zeros(found), padded_with_zeros(wanted)), name
+        assert padded_with_zeros(found).isfinite().all(), name
+
+
+def padded_with_zeros(data):
+    return data.with_padded_set_to(0).tensor if isinstance(data, RaggedBatch) else data
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (torch.uint8, 300),
+        (torch.uint8, -1),
+        (torch.int8, 200),
+        (torch.int32, 2**40),
+        (torch.int64, 0.5),
+        (torch.int64, 2**63),
+        (torch.int64, float(2**63)),
+        (torch.int8, float("nan")),
+        (torch.float16, 1e6),
+        (torch.float32, 1e300),
+        (torch.bool, 2),
+        (torch.float32, 1j),
+    ],
+    ids=str,
+)
+def test_values_that_the_dtype_cannot_hold(dtype, value, device):
+    data = torch.zeros(1, 3, device=device).to(dtype)
+    batch, index = RaggedBatch(data, sample_sizes=torch.tensor([1], device=device)), torch.tensor([[9]], device=device)
+    mask = torch.zeros(1, 3, dtype=torch.bool, device=device)
+    calls = (
+        lambda: batch.with_padded_set_to(value),
+        lambda: batch.set_padded_to(value),
+        lambda: apply_mask_to_tensor(data, mask, value),
+        lambda: batched_indexing_access(data, index, value),
+        lambda: batched_inverse_indexing_access(data[:, :1], index, 4, value),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=f"must be representable in {dtype}, got"):
+            call()
+    assert not data.any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (torch.uint8, 255),
+        (torch.int16, -32768.0),
+        (torch.int64, -(2**63)),
+        (torch.int64, 2**63 - 1),
+        (torch.float16, 65504),
+        (torch.float32, float("inf")),
+        (torch.bfloat16, -torch.finfo(torch.bfloat16).max),
+        (torch.bool, True),
+    ],
+    ids=str,
+)
+def test_the_largest_values_that_the_dtype_can_hold(dtype, value, device):
+    batch = RaggedBatch(torch.zeros(1, 2, device=device).to(dtype), sample_sizes=torch.tensor([1], device=device))
+    assert batch.with_padded_set_to(value).tensor[0, 1] == value and batch.set_padded_to(value).tensor[0, 1] == value
+
+
+def test_the_range_check_knows_the_padded_length(monkeypatch):
+    monkeypatch.setattr("raggedbev.ragged.ops.debug_mode", lambda: True)
+    data = RaggedBatch.from_layout(torch.ones(1, 3), Layout(torch.tensor([100]), None, 3), 1)
+    with pytest.raises(IndexError, match="50 is out of range for 3 entries"):
+        batched_indexing_access(data, torch.tensor([[50]]))

@@ -130,3 +130,46 @@ def test_does_not_synchronise(device):
         assert combine_data(there).total_num_entries == 5
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def squares(samples):
+    return (combine_data([samples, 2 * samples[:2]]).tensor ** 2).sum()
+
+
+def test_derivatives_of_every_kind(device):
+    samples = torch.rand(3, 2, dtype=torch.float64, device=device)
+    expected = 2 * samples + torch.cat([8 * samples[:2], torch.zeros_like(samples[:1])])
+    direction = torch.rand_like(samples)
+    assert torch.allclose(torch.func.grad(squares)(samples), expected)
+    assert torch.allclose(torch.func.jvp(squares, (samples,), (direction,))[1], (expected * direction).sum())
+    assert torch.allclose(torch.func.jacfwd(squares)(samples), expected)
+    assert torch.autograd.gradcheck(squares, (samples.requires_grad_(),), check_forward_ad=True)
+
+
+def test_vmap_over_what_is_packed(device):
+    samples = torch.rand(4, 3, 2, device=device)
+    mapped = torch.vmap(lambda rows: combine_data([rows, rows[:1]]).tensor)(samples)
+    assert torch.equal(mapped, torch.stack([combine_data([rows, rows[:1]]).tensor for rows in samples]))
+
+
+def test_the_operator_refuses_what_it_cannot_differentiate():
+    out = torch.zeros(1, 2)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.ones(2), torch.ones(2))
+        with pytest.raises(ValueError, match="no forward-mode derivative"):
+            torch.ops.raggedbev.ragged_pack_(out, [dual])
+
+
+def test_to_the_host_nothing_is_left_to_wait_for(device):
+    data = [torch.full((n, 64), float(n), device=device) for n in (300, 0, 200)]
+    for samples in (data, [sample.clone().requires_grad_() for sample in data]):
+        batch = combine_data(samples, device="cpu")
+        assert batch.device.type == "cpu" and batch.tensor.sum((1, 2)).tolist() == [300 * 64 * 300, 0, 200 * 64 * 200]
+
+
+def test_the_other_batch_has_to_fit():
+    other = combine_data([torch.zeros(2), torch.zeros(1)])
+    with pytest.raises(ValueError, match="device must be cpu as that of other_with_same_sample_sizes, got meta"):
+        combine_data([torch.zeros(2), torch.zeros(1)], other, device="meta")
+    with pytest.raises(TypeError, match="must be a RaggedBatch, got Tensor"):
+        combine_data([torch.zeros(2), torch.zeros(1)], torch.zeros(2))

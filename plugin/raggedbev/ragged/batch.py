@@ -11,7 +11,7 @@ batched torch code runs, with the raggedness travelling along.
 
 from __future__ import annotations
 
-import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,7 +19,17 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from raggedbev.ragged.layout import Layout, checked_layout, require_dim, require_tensor
+from raggedbev.ragged.arguments import (
+    flat_shape,
+    integers,
+    require_dim,
+    require_integers,
+    require_representable,
+    require_tensor,
+    required_parameters,
+    resolve_shape,
+)
+from raggedbev.ragged.layout import Layout, checked_layout, is_transformed
 from raggedbev.ragged.primitives import ragged_fill
 
 __all__ = ["RaggedBatch"]
@@ -88,7 +98,7 @@ class RaggedBatch:
         accelerator.
         """
         require_tensor("tensor", tensor)
-        require_tensor("sample_sizes", sample_sizes)
+        require_integers("sample_sizes", sample_sizes)
         dim = sample_sizes.dim() if non_uniform_dim is None else non_uniform_dim
         require_dim("non_uniform_dim", dim, sample_sizes.dim(), tensor.dim())
         if max_sample_size is None:
@@ -106,7 +116,7 @@ class RaggedBatch:
         device: torch.device | str | None = None,
     ) -> RaggedBatch:
         """No entries at all: a tensor [*batch_shape, 0, *data_shape]."""
-        batch_shape = (batch_shape,) if isinstance(batch_shape, int) else tuple(batch_shape)
+        batch_shape = flat_shape((batch_shape,))
         tensor = torch.empty((*batch_shape, 0, *data_shape), dtype=dtype, device=device)
         return cls(tensor, sample_sizes=torch.zeros(batch_shape, dtype=torch.long, device=device))
 
@@ -197,7 +207,7 @@ class RaggedBatch:
     @property
     def total_num_samples_in_batch(self) -> int:
         """Number of samples over all batch dimensions (host integer, no device read)."""
-        return self.batch_shape.numel()
+        return math.prod(self.batch_shape)
 
     def size(self, dim: int | None = None) -> torch.Size | int:
         """As `Tensor.size` of the padded tensor."""
@@ -252,6 +262,8 @@ class RaggedBatch:
     def with_padded_set_to(self, value: float) -> RaggedBatch:
         """A copy whose filler is `value`; the gradient of filler is zero."""
         tensor, layout, dim = self._tensor, self._layout, self._non_uniform_dim
+        if value != 0:
+            require_representable("value", value, tensor.dtype)
         filled = ragged_fill(tensor, layout.sample_sizes, value, dim - tensor.dim())
         return self.from_layout(filled, layout, dim)
 
@@ -259,14 +271,21 @@ class RaggedBatch:
         """Write the filler in place; returns self.
 
         Autograd sees the write: the gradient of filler is zero. Where memory cannot be written to, this batch gets a
-        copy instead: an expanded view (its memory is shared between samples), and a leaf that requires a gradient or
-        a view of one.
+        copy instead: where entries share memory (an expanded view), a leaf that requires a gradient or a view of one,
+        one of several views that one operation made of a tensor with a gradient (`split`, `unbind`), and inside
+        `torch.func` transforms.
         """
         tensor = self._tensor
-        if _is_protected_leaf(tensor) or _is_expanded(tensor):
-            self._tensor = self.with_padded_set_to(value)._tensor
-        else:
-            tensor.masked_fill_(~self._broadcastable_mask(), value)
+        require_representable("value", value, tensor.dtype)
+        if not (_is_protected(tensor) or _shares_memory(tensor) or is_transformed()):
+            try:
+                tensor.masked_fill_(~self._broadcastable_mask(), value)
+            except RuntimeError:
+                if not (tensor.requires_grad and tensor._is_view()):
+                    raise
+            else:
+                return self
+        self._tensor = self.with_padded_set_to(value)._tensor
         return self
 
     def get_non_uniform_dimension_transposed_to(self, dim: int) -> RaggedBatch:
@@ -280,16 +299,15 @@ class RaggedBatch:
         Reads the device once for the whole batch: one synchronisation on an accelerator, unless the batch was packed
         from lists, so that the host knows the sizes.
         """
-        num, dim = self.num_batch_dims, self._non_uniform_dim
-        flat = self._tensor if num == 1 else self._tensor.flatten(0, num - 1)
-        views: list = [
-            sample.narrow(dim - num, 0, size)
-            for sample, size in zip(flat.unbind(0), self._layout.read_sizes(), strict=True)
-        ]
-        for level in range(num - 1, 0, -1):
-            length = self.batch_shape[level]
-            views = [views[i * length : (i + 1) * length] for i in range(self.batch_shape[:level].numel())]
-        return views
+        sizes = iter(self._layout.read_sizes())
+        dim = self._non_uniform_dim - self.num_batch_dims
+
+        def views(tensor: Tensor, levels: int) -> Any:
+            if not levels:
+                return tensor.narrow(dim, 0, next(sizes))
+            return [views(part, levels - 1) for part in tensor.unbind(0)]
+
+        return views(self._tensor, self.num_batch_dims)
 
     def apply(self, fn: Callable[..., Tensor | tuple[Tensor, ...]]) -> RaggedBatch | tuple[RaggedBatch, ...]:
         """New batch from `fn(tensor)`, `fn(tensor, mask)` or `fn(tensor, mask, sample_sizes)`, by what `fn` takes.
@@ -302,7 +320,7 @@ class RaggedBatch:
             The result with the same raggedness; a tuple of results gives a tuple of batches. Results must keep the
             batch dimensions and the ragged dimension.
         """
-        count = _num_required_parameters(fn)
+        count = required_parameters(fn)
         arguments = (self._tensor, self.mask if count > 1 else None, self.sample_sizes if count > 2 else None)
         result = fn(*arguments[:count])
         dim = self._non_uniform_dim
@@ -340,7 +358,7 @@ class RaggedBatch:
 
     def reshape_batch_dims(self, *shape: int | Sequence[int]) -> RaggedBatch:
         """Reshape the batch dimensions (one -1 allowed), data dimensions untouched."""
-        target = _resolve_shape(shape, self.total_num_samples_in_batch)
+        target = resolve_shape(shape, self.total_num_samples_in_batch)
         return self._map_batch(lambda t, trailing: t.reshape(*target, *t.shape[t.dim() - trailing :]))
 
     def flatten_batch_dims(self) -> RaggedBatch:
@@ -349,15 +367,17 @@ class RaggedBatch:
 
     def repeat_samples(self, num_repeats: int | Sequence[int], batch_dim: int | Sequence[int] = 0) -> RaggedBatch:
         """Repeat the samples along batch dimensions, as `Tensor.repeat`; a view where the dimension has size one."""
-        repeats = [num_repeats] if isinstance(num_repeats, int) else list(num_repeats)
-        dims = [batch_dim] if isinstance(batch_dim, int) else list(batch_dim)
+        repeats, dims = integers("num_repeats", num_repeats), integers("batch_dim", batch_dim)
         if len(repeats) != len(dims):
             raise ValueError(f"num_repeats and batch_dim must have the same length, got {len(repeats)} and {len(dims)}")
-        if min(repeats, default=0) < 0:
+        if any(count < 0 for count in repeats):
             raise ValueError(f"num_repeats must not be negative, got {num_repeats}")
         counts = [1] * self.num_batch_dims
-        for dim, count in zip(dims, repeats, strict=True):
-            counts[self._batch_dim(dim)] = count
+        wrapped = [self._batch_dim(dim) for dim in dims]
+        if len(set(wrapped)) < len(wrapped):
+            raise ValueError(f"batch_dim must name each dimension once, got {batch_dim}")
+        for dim, count in zip(wrapped, repeats, strict=True):
+            counts[dim] = count
         if all(count == 1 or size == 1 for count, size in zip(counts, self.batch_shape, strict=True)):
             shape = [count if size == 1 else size for count, size in zip(counts, self.batch_shape, strict=True)]
             return self.broadcast_batch_dims_to_shape(shape)
@@ -365,12 +385,12 @@ class RaggedBatch:
 
     def broadcast_batch_dims_to_shape(self, *shape: int | Sequence[int]) -> RaggedBatch:
         """Expand batch dimensions of size one (and add leading ones), without copying."""
-        target = _flat_shape(shape)
+        target = flat_shape(shape)
         missing = len(target) - self.num_batch_dims
         fits = missing >= 0 and all(
             have in (want, 1) for have, want in zip(self.batch_shape, target[max(missing, 0) :], strict=True)
         )
-        if not fits or min(target, default=0) < 0:
+        if not fits or any(size < 0 for size in target):
             raise ValueError(f"batch shape {tuple(self.batch_shape)} cannot be broadcast to {target}")
 
         def expand(t: Tensor, trailing: int) -> Tensor:
@@ -393,7 +413,8 @@ class RaggedBatch:
     def unsqueeze_data_dim(self, dim: int) -> RaggedBatch:
         """Insert a data dimension of size one at position `dim` of the tensor."""
         wrapped = dim + self.dim() + 1 if dim < 0 else dim
-        require_dim("dim", wrapped, self.num_batch_dims, self.dim() + 1)
+        if not self.num_batch_dims <= wrapped <= self.dim():
+            raise ValueError(f"dim must lie in [{self.num_batch_dims}, {self.dim() + 1}), got {dim}")
         shifted = self._non_uniform_dim + (wrapped <= self._non_uniform_dim)
         return self.from_layout(self._tensor.unsqueeze(wrapped), self._layout, shifted)
 
@@ -455,45 +476,29 @@ class RaggedBatch:
         return self.from_layout(self._tensor.pin_memory(), layout, self._non_uniform_dim)
 
 
-def _is_protected_leaf(tensor: Tensor) -> bool:
+def _is_protected(tensor: Tensor) -> bool:
     """Whether autograd forbids writing to `tensor`: a leaf that requires a gradient, or a view of one."""
     if not tensor.requires_grad or not torch.is_grad_enabled():
         return False
+    if torch.compiler.is_compiling():
+        return tensor.is_leaf or tensor._base is not None  # whose leaf the base is cannot be asked there
     base = tensor._base
     return tensor.is_leaf or (base is not None and base.is_leaf and base.requires_grad)
 
 
-def _is_expanded(tensor: Tensor) -> bool:
-    """Whether several entries lie at the same place in memory."""
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
-
-
-def _num_required_parameters(fn: Callable) -> int:
-    """How many of (tensor, mask, sample_sizes) `fn` takes; one where its signature cannot be read."""
-    target = fn.forward if isinstance(fn, torch.nn.Module) else fn
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):
-        return 1
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)
-    return min(max(required, 1), 3)
-
-
-def _flat_shape(shape: tuple) -> tuple[int, ...]:
-    """`(2, 3)` from both `f(2, 3)` and `f((2, 3))`."""
-    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else tuple(shape)
-
-
-def _resolve_shape(shape: tuple, numel: int) -> tuple[int, ...]:
-    target = _flat_shape(shape)
-    if target.count(-1) == 1:
-        known = torch.Size(n for n in target if n != -1).numel()
-        if known and numel % known == 0:
-            return tuple(numel // known if n == -1 else n for n in target)
-    if min(target, default=1) < 0 or torch.Size(target).numel() != numel:
-        raise ValueError(f"cannot reshape {numel} samples to the batch shape {target}")
-    return target
+def _shares_memory(tensor: Tensor) -> bool:
+    """Whether several entries may lie at the same place in memory; in compiled code, where strides are no numbers that
+    can be sorted, whether the tensor is expanded."""
+    dimensions = list(zip(tensor.stride(), tensor.shape, strict=True))
+    if torch.compiler.is_compiling():
+        return any(stride == 0 and size > 1 for stride, size in dimensions)
+    reach = 1  # of the dimensions with smaller strides
+    for stride, size in sorted(dimensions):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def _flatten(batch: RaggedBatch) -> tuple[list, int]:

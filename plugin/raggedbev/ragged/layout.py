@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Layout", "checked_layout", "debug_mode", "is_readable", "require_dim", "require_tensor"]
+from raggedbev.ragged.arguments import require_dim, require_integers, require_tensor
+
+__all__ = [
+    "Layout",
+    "checked_layout",
+    "debug_mode",
+    "is_readable",
+    "is_transformed",
+]
 
 _DEBUG = os.environ.get("RAGGEDBEV_DEBUG", "0") == "1"
 
@@ -32,15 +40,25 @@ def is_readable(tensor: Tensor) -> bool:
     return torch._C._functorch.maybe_get_level(tensor) == -1
 
 
-def _is_capturing(tensor: Tensor) -> bool:
-    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def is_transformed() -> bool:
+    """Whether this runs inside a transform of `torch.func` (`vmap`, `grad`, `jvp`)."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _is_capturing(value: Any) -> bool:
+    """Whether `value` is a tensor whose work becomes part of a CUDA graph just now."""
+    if not isinstance(value, Tensor) or not value.is_cuda or torch.compiler.is_compiling():
+        return False
+    return torch.cuda.is_current_stream_capturing()
 
 
 class Layout:
     """Sizes and mask, made of each other when asked for; shared by all batches with the same raggedness.
 
-    What is made is kept until what it was made of is written to in place (so that a new CUDA graph capture, or sizes
-    that are overwritten between two replays, never meet a stale mask).
+    What is made is kept until what it was made of is written to in place, as torch counts such writes: sizes that are
+    overwritten between two replays of a CUDA graph never meet a stale mask. Sizes that a graph itself computes change
+    with every replay and are not counted, so nothing that is made of them is kept. Writes through `.data`, a NumPy
+    array or another process are not counted either: make a new batch after them.
 
     Args:
         sample_sizes: [*batch] int64 or None when only the mask is known.
@@ -60,11 +78,12 @@ class Layout:
         self._mask = mask
         self.max_sample_size = max_sample_size
         self._made: dict[Hashable, tuple[Tensor, int]] = {}
+        self._replayed = _is_capturing(sample_sizes) or _is_capturing(mask)
         self._remember(host_sizes)
 
     def _remember(self, host_sizes: Sequence[int] | None) -> None:
         self._host: tuple[Sequence[int], int] | None = None
-        if host_sizes is not None and self._sizes is not None and _is_versioned(self._sizes):
+        if host_sizes is not None and self._sizes is not None and self._may_keep(self._sizes):
             self._host = (host_sizes, self._sizes._version)
 
     @property
@@ -78,11 +97,12 @@ class Layout:
         return self._make("mask", self.sample_sizes, self._compare) if self._mask is None else self._mask
 
     def divisors(self, dtype: torch.dtype, least: int, data_dims: int) -> Tensor:
-        """[*batch, 1..] of type `dtype`, with `data_dims` dimensions of size one: the sizes but at least `least`, for
-        means."""
+        """[*batch, 1..] of type `dtype`, with `data_dims` dimensions of size one: the entries that count, but at least
+        `least`, for means."""
 
         def make(sizes: Tensor) -> Tensor:
-            return sizes.clamp(min=least).to(dtype).reshape(sizes.shape + (1,) * data_dims)
+            counting = sizes.clamp(max=self.max_sample_size).clamp(min=least)
+            return counting.to(dtype).reshape(sizes.shape + (1,) * data_dims)
 
         return self._make((dtype, least, data_dims), self.sample_sizes, make)
 
@@ -97,16 +117,19 @@ class Layout:
         if is_readable(sizes):
             return _to_list(sizes)
         known = self._host
-        return known[0] if known is not None and _is_versioned(sizes) and known[1] == sizes._version else None
+        return known[0] if known is not None and self._may_keep(sizes) and known[1] == sizes._version else None
 
     def read_sizes(self) -> Sequence[int]:
-        """The sizes sample by sample; one synchronisation on an accelerator unless the host knows them."""
+        """The sizes sample by sample; one synchronisation on an accelerator unless the host knows them. Those outside
+        [0, max_sample_size] are the nearer end, as for every operator."""
         values = self.host_sizes()
         if values is None:
             sizes = self.sample_sizes
             values = _to_list(sizes)
-            if _is_versioned(sizes):
+            if self._may_keep(sizes):
                 self._host = (values, sizes._version)
+        if values and (min(values) < 0 or max(values) > self.max_sample_size):
+            return [min(max(value, 0), self.max_sample_size) for value in values]
         return values
 
     def tensors(self) -> list[Tensor]:
@@ -123,7 +146,9 @@ class Layout:
         sizes = None if self._sizes is None else on_batch(self._sizes, 0)
         mask = None if self._mask is None else on_batch(self._mask, 1)
         host = None if self._host is None or not same_samples else self.host_sizes()
-        return Layout(sizes, mask, self.max_sample_size, host)
+        layout = Layout(sizes, mask, self.max_sample_size, host)
+        layout._replayed |= self._replayed
+        return layout
 
     def __getstate__(self) -> tuple:
         host = None if self._host is None else self.host_sizes()
@@ -131,19 +156,22 @@ class Layout:
 
     def __setstate__(self, state: tuple) -> None:
         self._sizes, self._mask, self.max_sample_size, host = state
-        self._made = {}
+        self._made, self._replayed = {}, False
         self._remember(host)
 
     def _compare(self, sizes: Tensor) -> Tensor:
         return torch.arange(self.max_sample_size, device=sizes.device) < sizes.unsqueeze(-1)
 
     def _make(self, name: Hashable, source: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        if not _is_versioned(source) or _is_capturing(source):
+        if not self._may_keep(source) or _is_capturing(source):
             return make(source)
         known, version = self._made.get(name), source._version
         if known is None or known[1] != version:
             self._made[name] = known = (make(source), version)
         return known[0]
+
+    def _may_keep(self, source: Tensor) -> bool:
+        return not self._replayed and _is_versioned(source)
 
 
 def _count(mask: Tensor) -> Tensor:
@@ -164,23 +192,10 @@ def _is_versioned(tensor: Tensor) -> bool:
     )
 
 
-def require_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-
-
-def require_dim(name: str, dim: int, low: int, high: int) -> None:
-    """dim in [low, high)."""
-    if not low <= dim < high:
-        raise ValueError(f"{name} must lie in [{low}, {high}), got {dim}")
-
-
 def checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, dim: int | None) -> tuple[Layout, int]:
     require_tensor("tensor", tensor)
     if sizes is not None:
-        require_tensor("sample_sizes", sizes)
-        if sizes.is_floating_point() or sizes.is_complex() or sizes.dtype == torch.bool:
-            raise TypeError(f"sample_sizes must be an integer tensor, got {sizes.dtype}")
+        require_integers("sample_sizes", sizes)
         sizes = sizes.long()
     if mask is not None:
         require_tensor("mask", mask)
@@ -200,6 +215,10 @@ def checked_layout(tensor: Tensor, mask: Tensor | None, sizes: Tensor | None, di
         raise ValueError(
             f"{'mask' if sizes is None else 'sample_sizes'} has the batch shape {tuple(batch_shape)} but the tensor "
             f"is {tuple(tensor.shape)}"
+        )
+    if tensor.dim() <= num_batch_dims:
+        raise ValueError(
+            f"the tensor must be [*batch, N, ...] with the batch shape {tuple(batch_shape)}, got {tuple(tensor.shape)}"
         )
     require_dim("non_uniform_dim", dim, num_batch_dims, tensor.dim())
     length = tensor.shape[dim]

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from raggedbev.ragged import primitives
+from raggedbev.ragged.arguments import require_representable
 from raggedbev.ragged.batch import RaggedBatch
 from raggedbev.ragged.layout import Layout, debug_mode, is_readable
 
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 Data = Tensor | RaggedBatch
+_MOST = 2**63 - 1
 
 
 def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to_index_in: int | None = None) -> Data:
@@ -59,11 +62,14 @@ def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to
     num, dims = index.dim() - 1, source.dim()
     dim = dim_to_index_in
     if dim is None:
-        dim = data.non_uniform_dim if isinstance(data, RaggedBatch) else num
+        dim = max(data.non_uniform_dim, num) if isinstance(data, RaggedBatch) else num
+    elif not isinstance(dim, int):
+        raise TypeError(f"dim_to_index_in must be an integer, got {dim!r}")
     elif dim < 0:
         dim += dims
     if not num <= dim < dims:
         raise ValueError(f"dim_to_index_in must lie in [{num}, {dims}), got {dim_to_index_in}")
+    _check_filler(filler, source)
     num_rows = _valid_rows(data, dim, index)
     if debug_mode():
         _check_range(index, num_indices, num_rows, source.shape[dim], "indices")
@@ -223,14 +229,17 @@ def apply_mask_to_tensor(data: Tensor, mask: Tensor, value: float = 0) -> Tensor
     """`data` [*mask.shape, ...] with `value` where `mask` is False; the gradient is zero there.
 
     Raises:
-        TypeError: not tensors, or the mask is not bool.
-        ValueError: shapes do not fit.
+        TypeError: not tensors, the mask is not bool, or the value is no number.
+        ValueError: shapes or devices do not fit, or the data cannot hold the value.
     """
     if not isinstance(data, Tensor) or not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise TypeError(f"data must be a tensor and mask a bool tensor, got {_kind(data)} and {_kind(mask)}")
     if data.shape[: mask.dim()] != mask.shape:
         raise ValueError(f"data must start with the shape {tuple(mask.shape)} of the mask, got {tuple(data.shape)}")
-    return data.masked_fill(~mask.reshape(*mask.shape, *[1] * (data.dim() - mask.dim())), value)
+    if data.device != mask.device:
+        raise ValueError(f"mask must be on {data.device} like the data, got {mask.device}")
+    require_representable("value", value, data.dtype)
+    return data.masked_fill(~mask.reshape(mask.shape + (1,) * (data.dim() - mask.dim())), value)
 
 
 def squeeze_except_batch_and_sample(data: RaggedBatch) -> RaggedBatch:
@@ -277,10 +286,17 @@ def _kind(value: Any) -> str:
 
 
 def _require_count(name: str, value: Any) -> None:
-    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
+    if not isinstance(value, int | torch.SymInt | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
     if value < 0:
         raise ValueError(f"{name} must not be negative, got {value}")
+    if value > _MOST:
+        raise ValueError(f"{name} must fit into 64 bits, got {value}")
+
+
+def _check_filler(filler: Any, data: Tensor) -> None:
+    if filler != 0:
+        require_representable("filler", filler, data.dtype)
 
 
 def _read_indices(indices: Data, name: str) -> tuple[Tensor, Tensor | None]:
@@ -341,14 +357,27 @@ def _read_rows(data: Data, mask: Tensor, name: str) -> Tensor:
 
 def _valid_rows(data: Data, dim: int, index: Tensor) -> Tensor | None:
     """[*batch] valid entries along `dim` for every sample of `index` [*batch, K]; None: all."""
-    if not isinstance(data, RaggedBatch) or data.non_uniform_dim != dim:
-        return None
-    sizes, num = data.sample_sizes, index.dim() - 1
+    if not isinstance(data, RaggedBatch) or data.non_uniform_dim > dim:
+        return None  # filler along a later dimension is moved like any value, and stays filler
+    num = index.dim() - 1
+    if data.non_uniform_dim < dim:
+        return _rows_outside_filler(data, dim, index.shape[:num])
+    sizes = data.sample_sizes
     if sizes.dim() == num:
         return sizes
     if sizes.dim() > num:
         raise ValueError(f"data with the batch shape {tuple(sizes.shape)} need indices [*batch, K], got {index.shape}")
     return sizes.reshape(sizes.shape + (1,) * (num - sizes.dim())).expand(index.shape[:num])
+
+
+def _rows_outside_filler(data: RaggedBatch, dim: int, batch_shape: torch.Size) -> Tensor | None:
+    """[*batch]: all rows or none, where the ragged dimension is one of the batch dimensions of the indices."""
+    ragged, batch_dims = data.non_uniform_dim, data.num_batch_dims
+    if ragged >= len(batch_shape):
+        return None
+    shape = [1] * len(batch_shape)
+    shape[:batch_dims], shape[ragged] = data.batch_shape, data.max_sample_size
+    return (data.mask.reshape(shape) * data.shape[dim]).expand(batch_shape)
 
 
 def _fewer(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -364,13 +393,14 @@ def _check_range(index: Tensor, num_indices: Tensor | None, num_rows: Tensor | N
     if not is_readable(index):
         return
     entries = torch.arange(index.shape[-1], device=index.device)
-    outside = (index < 0) | (index >= (num if num_rows is None else num_rows.unsqueeze(-1)))
+    limits = None if num_rows is None else num_rows.clamp(max=num)
+    outside = (index < 0) | (index >= (num if limits is None else limits.unsqueeze(-1)))
     if num_indices is not None:
         outside &= entries < num_indices.unsqueeze(-1)
     if outside.any():
         *sample, entry = outside.nonzero()[0].tolist()
         where = sample[0] if len(sample) == 1 else tuple(sample)
-        limit = num if num_rows is None else int(num_rows[tuple(sample)])
+        limit = num if limits is None else int(limits[tuple(sample)])
         value = int(index[(*sample, entry)])
         raise IndexError(f"{name} of sample {where}, entry {entry}: {value} is out of range for {limit} entries")
 
@@ -411,6 +441,7 @@ def _write(
     """out[i, target_indices[i, j]] = source[i, source_indices[i, j]] in a copy of `into`, or beside `filler`."""
     index, num_indices = _read_indices(target_indices, names[2])
     values = _read_data(source, index, names[0])
+    _check_filler(filler, values)
     num = index.dim() - 1
     num_rows = _valid_rows(source, num, index)
     index_source = None

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from raggedbev.ragged import primitives
 from raggedbev.ragged.batch import RaggedBatch
-from raggedbev.ragged.layout import Layout
+from raggedbev.ragged.layout import Layout, is_transformed
 from raggedbev.ragged.transfer import BufferPlan
 
 __all__ = ["combine_data", "is_split", "split_reversibly"]
@@ -44,10 +46,10 @@ def combine_data(
         one. All the views of `split_reversibly`, in order: the batch that was split, with its padded length.
 
     Raises:
-        TypeError: not a (nested) list of tensors.
+        TypeError: not a (nested) list of tensors, or the other batch is none.
         ValueError: no sample at all (then nothing tells dtype and data shape; `RaggedBatch.empty` is told); dtypes,
             devices, trailing shapes or nesting differ; the sizes are not those of the other batch; or
-            `max_sample_size` is too small.
+            `max_sample_size` is too small; or the device is not that of the other batch.
     """
     samples, batch_shape = _flatten_nested(data_list)
     if not samples:
@@ -69,8 +71,12 @@ def combine_data(
         raise ValueError(
             f"samples must have at least one dimension, [n, ...], got a scalar (sample {scalar})"
         ) from None
+    if other is not None and not isinstance(other, RaggedBatch):
+        raise TypeError(f"other_with_same_sample_sizes must be a RaggedBatch, got {type(other).__name__}")
     if device is not None:
         target = torch.device(device)
+        if other is not None and not _is_on(other.device, target):
+            raise ValueError(f"device must be {other.device} as that of other_with_same_sample_sizes, got {target}")
     else:
         target = first.device if other is None else other.device
     length = max(sizes)
@@ -140,9 +146,16 @@ def _fits(batch: RaggedBatch, other: RaggedBatch | None, device: torch.device | 
     """Whether `combine_data` with these arguments may give `batch`."""
     if other is not None and batch.layout is not other.layout:
         return False
-    if device is not None and torch.device(device) != batch.device:
+    if device is not None and not _is_on(batch.device, torch.device(device)):
         return False
     return length is None or length == batch.max_sample_size
+
+
+def _is_on(device: torch.device, wanted: torch.device) -> bool:
+    """Whether `device` is the wanted one; without an index the current one is wanted."""
+    if device.type == wanted.type == "cuda" and wanted.index is None:
+        return device.index == torch.cuda.current_device()
+    return device == wanted
 
 
 def _pack(
@@ -150,10 +163,13 @@ def _pack(
 ) -> tuple[Tensor, Tensor | None]:
     """Padded samples [B, length, ...], and their sizes [B] if these are asked for, on `target`."""
     first = samples[0]
-    if torch.is_grad_enabled() and any(sample.requires_grad for sample in samples):
-        padded = _pad_with_gradient(samples, length).to(target, non_blocking=True)
+    to_device = target.type != "cpu"  # nobody waits for an asynchronous copy to the host
+    if is_transformed() or _has_tangents():
+        padded = _pad_one_by_one(samples, length).to(target, non_blocking=to_device)
+    elif torch.is_grad_enabled() and any(sample.requires_grad for sample in samples):
+        padded = _pad_with_gradient(samples, length).to(target, non_blocking=to_device)
     elif not all(sample.is_cpu for sample in samples):
-        padded = _pad_on_device(samples, sizes, length).to(target, non_blocking=True)
+        padded = _pad_on_device(samples, sizes, length).to(target, non_blocking=to_device)
     elif target.type != "cpu":
         return _pack_through_one_buffer(samples, sizes, length, target, with_sizes)
     else:
@@ -186,6 +202,18 @@ def _pad_on_device(samples: list[Tensor], sizes: list[int], length: int) -> Tens
     rows = [row.narrow(0, 0, size) for row, size in zip(padded.unbind(0), sizes, strict=True)]
     torch._foreach_copy_(rows, [sample.detach() for sample in samples])
     return padded
+
+
+def _has_tangents() -> bool:
+    """Whether forward-mode derivatives are being taken."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
+
+
+def _pad_one_by_one(samples: list[Tensor], length: int) -> Tensor:
+    """[B, length, ...] on the device of the samples, by operations that every transform knows."""
+    _check_samples(samples)
+    padding = (0, 0) * (samples[0].dim() - 1)
+    return torch.stack([pad(sample, (*padding, 0, length - sample.shape[0])) for sample in samples])
 
 
 def _pad_with_gradient(samples: list[Tensor], length: int) -> Tensor:

@@ -46,10 +46,13 @@ def _tensor(data: Data) -> Tensor:
 
 
 def _size(data: Data, dim: int, sample: Sample) -> int:
-    """Valid entries of one sample along `dim`."""
-    if isinstance(data, RaggedBatch) and data.non_uniform_dim == dim:
-        return int(data.sample_sizes[sample[: data.num_batch_dims]])
-    return data.shape[dim]
+    """Valid entries of one sample along `dim`; none where the sample itself is filler."""
+    if not isinstance(data, RaggedBatch) or data.non_uniform_dim > dim:
+        return data.shape[dim]
+    size, ragged = int(data.sample_sizes[sample[: data.num_batch_dims]]), data.non_uniform_dim
+    if ragged == dim:
+        return size
+    return data.shape[dim] if ragged >= len(sample) or sample[ragged] < size else 0
 
 
 def _valid_entries(indices: Data, sample: Sample) -> list[tuple[int, int]]:
@@ -63,7 +66,7 @@ def batched_indexing_access(data: Data, indices: Data, filler: float = 0, dim_to
     num, source = indices.dim() - 1, _tensor(data)
     dim = dim_to_index_in
     if dim is None:
-        dim = data.non_uniform_dim if isinstance(data, RaggedBatch) else num
+        dim = max(data.non_uniform_dim, num) if isinstance(data, RaggedBatch) else num
     dim %= source.dim()
     out = source.new_full((*source.shape[:dim], indices.shape[-1], *source.shape[dim + 1 :]), filler)
     for sample in _samples(indices.shape[:-1]):
