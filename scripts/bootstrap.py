@@ -170,6 +170,11 @@ def failure(what: str, log: Path, otherwise: str) -> SetupError:
         return SetupError(
             f"the disk became full while installing {what}; about {NEEDED_GB} GB are needed (log: {log})."
         )
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return SetupError(
+            f"pip does not trust the certificate of the package index that it asks for {what}; set PIP_CERT to a file "
+            f"with the certificates of your network (log: {log})."
+        )
     if any(sign in text for sign in NETWORK_SIGNS):
         return SetupError(
             f"pip cannot reach a package index for {what}; connect this machine to the network, or set PIP_INDEX_URL "

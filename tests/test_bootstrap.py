@@ -174,6 +174,10 @@ def test_no_network(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
     ("output", "message"),
     [
         ("OSError: [Errno 28] No space left on device", "the disk became full while installing torch"),
+        (
+            "SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] ...')\nERROR: ResolutionImpossible",
+            "pip does not trust the certificate of the package index that it asks for torch; set PIP_CERT",
+        ),
         ("ERROR: something else", "installing torch failed: ERROR: something else"),
     ],
 )
