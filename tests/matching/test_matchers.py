@@ -9,7 +9,16 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from raggedbev import _extension
-from raggedbev.matching import BoxCodeMatcher3D, ClassCost, TermMatcher, TransFusionMatcher3D, hungarian, matchers
+from raggedbev.matching import (
+    BoxCodeMatcher3D,
+    ClassCost,
+    HungarianMatcher2D,
+    HungarianMatcher3D,
+    TermMatcher,
+    TransFusionMatcher3D,
+    hungarian,
+    matchers,
+)
 from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, IoUTerm, MaskDiceTerm, MatchInputs
 from raggedbev.matching.costs import row_tensor
 from raggedbev.matching.fused import block_minima
@@ -50,7 +59,7 @@ def predictions(matcher, *lead, count=8):
     g = torch.Generator().manual_seed(0)
     logits = torch.randn(*lead, count, 10, generator=g, dtype=torch.float64)
     boxes = torch.randn(*lead, count, 10, generator=g, dtype=torch.float64) * 3
-    if isinstance(matcher, BoxCodeMatcher3D):
+    if isinstance(matcher, HungarianMatcher3D):
         return logits, boxes
     decoded = torch.cat([boxes[..., :3] * 5, boxes[..., 3:6].exp().clamp(max=9), boxes[..., 6:9]], dim=-1)
     return logits, decoded
@@ -278,19 +287,33 @@ def test_transfusion_cost_by_hand():
             assert cost[g, p].item() == pytest.approx(wanted - 0.5 * overlaps[g, p].item(), rel=1e-9)
 
 
-def test_half_predictions_are_computed_in_float32():
+@pytest.mark.parametrize("kind", [torch.half, torch.bfloat16], ids=str)
+def test_half_predictions_are_computed_in_float32(kind):
+    """Ground truth keeps its digits, too: metres and pixels have more than half types hold."""
     boxes, labels = (part.tensor for part in objects([3]))
-    for matcher in MATCHERS[:3]:
-        logits, codes = (part.half() for part in predictions(matcher, 1))
+    weights = [1.1, *[0.9] * 9]
+    for matcher in (*MATCHERS[:3], HungarianMatcher3D()):
+        logits, codes = (part.to(kind) for part in predictions(matcher, 1))
         logits[0, 0] = 60.0  # 1 - sigmoid is 0, and in float16 so is 1e-12
         found = []
-        for kind in (torch.half, torch.float):
-            given = logits.to(kind), codes.to(kind), boxes, labels
+        for given in ((logits, codes), (logits.float(), codes.float())):
             if isinstance(matcher, TransFusionMatcher3D):
-                found.append(torch.stack(matcher.cost_and_overlaps(*given, RANGE)))
+                found.append(torch.stack(matcher.cost_and_overlaps(*given, boxes, labels, RANGE)))
             else:
-                found.append(matcher.cost(*given))
+                found.append(matcher.cost(*given, boxes, labels, weights))
         assert found[0].dtype == torch.float32 and found[0].isfinite().all() and torch.equal(*found)
+
+
+@pytest.mark.parametrize("kind", [torch.half, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("box_format", ["xywh", "xyxy"])
+def test_half_predictions_in_images_are_computed_in_float32(kind, box_format):
+    matcher = HungarianMatcher2D(box_format=box_format)
+    g = torch.Generator().manual_seed(0)
+    preds = [torch.rand(8, width, generator=g).to(kind) for width in (10, 4, 2)]
+    low = torch.rand(3, 2, generator=g) * 1500
+    truth = torch.cat([low, low + 77.7], dim=1), torch.tensor([0, 3, 7]), low + 33.3
+    found = [matcher.cost(*given, *truth, (927, 1601)) for given in (preds, [part.float() for part in preds])]
+    assert found[0].dtype == torch.float32 and torch.equal(*found)
 
 
 def test_total_is_the_smallest():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raggedbev.matching import costs
 from raggedbev.matching.assignment import LinearAssignment, check_solver, linear_assignment
+from raggedbev.matching.cost_terms import widened
 from raggedbev.matching.costs import ClassCost
 from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.profiling.stages import stage
@@ -96,6 +97,7 @@ class HungarianMatcher3D(_Matcher):
         Returns:
             [..., G, P], finite.
         """
+        box_preds = widened(box_preds)
         targets = self.encode(gt_boxes.to(box_preds.dtype))
         factors = None if code_weights is None else costs.row_tensor(code_weights, box_preds)
         if factors is not None and factors.shape != box_preds.shape[-1:]:
@@ -195,6 +197,7 @@ class HungarianMatcher2D(_Matcher):
         Returns:
             [..., G, P], finite.
         """
+        box_preds = widened(box_preds)
         size = costs.row_tensor((pad_shape[1], pad_shape[0]), box_preds)
         gt_boxes, gt_centers = gt_boxes.to(box_preds.dtype), gt_centers.to(box_preds.dtype)
         in_image = gt_boxes / torch.cat([size, size])
