@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from raggedbev.matching.cost_terms import (
     MaskDiceTerm,
     MaskFocalTerm,
     MatchInputs,
+    fields_read,
 )
 
 TERMS = [
@@ -163,3 +165,15 @@ def test_wrong_settings():
         BoxL1Term(box_format="cxcywh")
     with pytest.raises(ValueError, match="iou_mode must be 'iou' or 'giou', got 'iof'"):
         IoUTerm(iou_mode="iof")
+
+
+@pytest.mark.parametrize("term", TERMS, ids=str)
+def test_a_term_looks_at_no_more_than_it_says(term):
+    given = inputs()
+    read = MatchInputs(**{name: getattr(given, name) for name in term.reads})
+    assert torch.equal(term(read), term(given)) and fields_read([term]) == set(term.reads)
+
+
+def test_a_term_that_does_not_say_may_look_at_everything():
+    assert fields_read([TERMS[0], lambda given: given.cls_logits]) == {field.name for field in fields(MatchInputs)}
+    assert fields_read([TERMS[0], TERMS[4]]) == {"cls_logits", "gt_labels", "boxes", "gt_boxes"}

@@ -15,6 +15,7 @@ from mmdet3d.registry import TASK_UTILS
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 
+import raggedbev.mm  # noqa: F401
 from raggedbev.matching import HungarianMatcher3D
 from raggedbev.ragged import combine_data
 
@@ -138,7 +139,7 @@ def test_assign_and_assign_batch(code, velocity):
     for layer in range(2):
         for b, (gt, labels) in enumerate(truth):
             wanted = published_gt_inds(code, boxes[layer, b], logits[layer, b], gt, labels)
-            result = assigner.assign(boxes[layer, b], logits[layer, b], gt, labels, None)
+            result = assigner.assign(boxes[layer, b], logits[layer, b], gt, labels, None, eps=1e-7)
             assert torch.equal(result.gt_inds, wanted) and torch.equal(found.gt_of_pred[layer, b] + 1, wanted)
             assert result.max_overlaps is None and result.num_gts == SIZES[b]
             assert torch.equal(result.labels >= 0, wanted > 0)

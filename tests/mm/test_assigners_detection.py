@@ -6,11 +6,13 @@ import copy
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmdet.models.dense_heads import MaskFormerHead
 from mmdet.models.task_modules.assigners import HungarianAssigner
 from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.structures.mask import BitmapMasks, PolygonMasks
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
@@ -352,6 +354,47 @@ def test_losses_and_gradients_of_stock_heads(name, sizes):
     assert list(found) == list(wanted) and len(found) >= 3 * NUM_LAYERS
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     assert all(torch.equal(one, other) for one, other in zip(found_grads, wanted_grads, strict=True))
+
+
+def masks_of_kind(kind, count):
+    if kind == "bitmaps":
+        g = torch.Generator().manual_seed(count)
+        return BitmapMasks(torch.randint(0, 2, (count, 6, 7), generator=g).numpy().astype("uint8"), 6, 7)
+    corners = [1.0, 1.0, 5.0, 1.0, 5.0, 4.0]
+    return PolygonMasks([[np.array(corners) + i / 3] for i in range(count)], 6, 7)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # in mmdet's cross entropy
+@pytest.mark.parametrize("kind", ["bitmaps", "polygons"])
+def test_masks_that_no_cost_asks_for_stay_as_they_are(kind):
+    """A data set with masks, and a stock head that matches boxes."""
+    metas = [{"img_shape": shape} for shape in SHAPES]
+    losses = []
+    for assigner in ("HungarianAssigner", "BatchedHungarianAssigner"):
+        head = build_head("DETRHead", assigner)
+        truth = [
+            InstanceData(bboxes=t.bboxes, labels=t.labels, masks=masks_of_kind(kind, len(t))) for _, t, _ in images()
+        ]
+        parts, _ = head_outputs("DETRHead", head.cls_out_channels)
+        losses.append(head.loss_by_feat(*parts, batch_gt_instances=truth, batch_img_metas=metas))
+    assert list(losses[0]) == list(losses[1]) and all(torch.equal(losses[1][key], losses[0][key]) for key in losses[0])
+
+
+@pytest.mark.parametrize("kind", ["bitmaps", "polygons"])
+@pytest.mark.parametrize("name", ["maskformer", "mask2former"])
+def test_masks_of_mmdets_kinds_are_drawn_where_a_cost_asks(name, kind):
+    preds, truth, meta = image(3, (90, 120))
+    masks = masks_of_kind(kind, 3)
+    drawn = InstanceData(labels=truth.labels, bboxes=truth.bboxes, masks=masks.to_tensor(torch.long, "cpu"))
+    kept = InstanceData(labels=truth.labels, bboxes=truth.bboxes, masks=masks)
+    found = ours(PUBLISHED[name]).assign(preds, kept, img_meta=meta)
+    assert torch.equal(found.gt_inds, stock(PUBLISHED[name]).assign(preds, drawn, img_meta=meta).gt_inds)
+
+
+def test_keywords_that_mmdet_lets_pass():
+    preds, truth, meta = image(3, (90, 120))
+    found, wanted = (builder([FOCAL, L1]).assign(preds, truth, meta, epoch=3).gt_inds for builder in (ours, stock))
+    assert torch.equal(found, wanted)
 
 
 def test_targets_of_maskformers_head():

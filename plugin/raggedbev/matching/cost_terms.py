@@ -1,13 +1,15 @@
 """Terms of a match cost that is a list of weighted terms (DETR and its descendants in mmdet).
 
-Every term is called with the same `MatchInputs` and gives one [..., G, P]; the cost is their sum. Leading dimensions
-broadcast, filler stays in its own rows, half types are converted to float32, no gradient.
+Every term is called with the same `MatchInputs`, says in `reads` which of them it looks at, and gives one [..., G, P];
+the cost is their sum. Leading dimensions broadcast, filler stays in its own rows, half types are converted to float32,
+no gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ __all__ = [
     "MaskDiceTerm",
     "MaskFocalTerm",
     "MatchInputs",
+    "fields_read",
     "widened",
 ]
 
@@ -70,6 +73,12 @@ class MatchInputs:
 CostTerm = Callable[[MatchInputs], Tensor]
 
 
+def fields_read(terms: Sequence[CostTerm]) -> frozenset[str]:
+    """Names of the fields of `MatchInputs` that these terms read: `reads` of each; all, if one does not say."""
+    everything = tuple(entry.name for entry in fields(MatchInputs))
+    return frozenset(name for term in terms for name in getattr(term, "reads", everything))
+
+
 def widened(values: Tensor) -> Tensor:
     """`values` detached, half types as float32: their range is too small for the logarithms of a class cost."""
     values = values.detach()
@@ -80,10 +89,11 @@ def widened(values: Tensor) -> Tensor:
 class ClassTerm:
     """Classification cost."""
 
+    reads: ClassVar[tuple[str, ...]] = ("cls_logits", "gt_labels")
     cost: ClassCost
 
     def __call__(self, inputs: MatchInputs) -> Tensor:
-        return self.cost(*inputs.get(self, "cls_logits", "gt_labels"))
+        return self.cost(*inputs.get(self, *self.reads))
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class BoxL1Term:
         box_format: boxes are compared as 'xyxy' (corners) or 'xywh' (centre and size).
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("boxes", "gt_boxes", "image_size")
     weight: float = 1.0
     box_format: str = "xyxy"
 
@@ -104,7 +115,7 @@ class BoxL1Term:
 
     def coded(self, inputs: MatchInputs) -> tuple[Tensor, Tensor]:
         """Predictions [..., P, 4] and objects [..., G, 4] whose distance counts."""
-        boxes, gt_boxes, size = inputs.get(self, "boxes", "gt_boxes", "image_size")
+        boxes, gt_boxes, size = inputs.get(self, *self.reads)
         gt_boxes = gt_boxes.to(boxes.dtype)
         if self.box_format == "xywh":
             boxes, gt_boxes = costs.xyxy_to_cxcywh(boxes), costs.xyxy_to_cxcywh(gt_boxes)
@@ -124,6 +135,7 @@ class IoUTerm:
         iou_mode: 'giou' or 'iou'.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("boxes", "gt_boxes")
     weight: float = 1.0
     iou_mode: str = "giou"
 
@@ -132,7 +144,7 @@ class IoUTerm:
             raise ValueError(f"iou_mode must be 'iou' or 'giou', got {self.iou_mode!r}")
 
     def __call__(self, inputs: MatchInputs) -> Tensor:
-        boxes, gt_boxes = inputs.get(self, "boxes", "gt_boxes")
+        boxes, gt_boxes = inputs.get(self, *self.reads)
         return costs.iou_cost(boxes, gt_boxes.to(boxes.dtype), weight=self.weight, iou_mode=self.iou_mode)
 
 
@@ -159,13 +171,14 @@ class MaskFocalTerm:
         eps: added inside logarithms.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("masks", "gt_masks")
     weight: float = 1.0
     alpha: float = 0.25
     gamma: float = 2.0
     eps: float = 1e-12
 
     def __call__(self, inputs: MatchInputs) -> Tensor:
-        masks, gt_masks = inputs.get(self, "masks", "gt_masks")
+        masks, gt_masks = inputs.get(self, *self.reads)
         prob = masks.sigmoid()
         off = -(1 - prob + self.eps).log() * (1 - self.alpha) * prob.pow(self.gamma)
         on = -(prob + self.eps).log() * self.alpha * (1 - prob).pow(self.gamma)
@@ -176,10 +189,11 @@ class MaskFocalTerm:
 class MaskCrossEntropyTerm:
     """Mean binary cross entropy of the points of a mask, from logits."""
 
+    reads: ClassVar[tuple[str, ...]] = ("masks", "gt_masks")
     weight: float = 1.0
 
     def __call__(self, inputs: MatchInputs) -> Tensor:
-        masks, gt_masks = inputs.get(self, "masks", "gt_masks")
+        masks, gt_masks = inputs.get(self, *self.reads)
         return _match_points(F.softplus(-masks), F.softplus(masks), gt_masks).div_(masks.shape[-1]).mul_(self.weight)
 
 
@@ -194,13 +208,14 @@ class MaskDiceTerm:
         naive_dice: the denominator adds up the masks; otherwise their squares.
     """
 
+    reads: ClassVar[tuple[str, ...]] = ("masks", "gt_masks")
     weight: float = 1.0
     pred_act: bool = False
     eps: float = 1e-3
     naive_dice: bool = True
 
     def __call__(self, inputs: MatchInputs) -> Tensor:
-        masks, gt_masks = inputs.get(self, "masks", "gt_masks")
+        masks, gt_masks = inputs.get(self, *self.reads)
         masks = masks.sigmoid() if self.pred_act else masks
         gt_masks = gt_masks.to(masks.dtype)
         shared = 2 * _products(gt_masks, masks)

@@ -20,7 +20,7 @@ from torch import Tensor
 from raggedbev.matching.assignment import LinearAssignment, check_solver, linear_assignment
 from raggedbev.matching.bev_costs import centers_in_range
 from raggedbev.matching.box_codes import BOX_CODES, encode_box3d
-from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, IoUTerm, MatchInputs, widened
+from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, IoUTerm, MatchInputs, fields_read, widened
 from raggedbev.matching.costs import ClassCost, row_tensor, xyxy_to_cxcywh
 from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.matching.hungarian import HungarianMatcher3D
@@ -35,7 +35,7 @@ _MAX_DISTANCES = 4  # of `match_cost`
 
 def _overlap_in_pixels(term: IoUTerm, inputs: MatchInputs) -> OverlapTerm:
     """The term as `match_cost` takes it, in units of a pixel."""
-    boxes, gt_boxes = inputs.get(term, "boxes", "gt_boxes")
+    boxes, gt_boxes = inputs.get(term, *term.reads)
     return OverlapTerm(xyxy_to_cxcywh(boxes), gt_boxes, boxes.new_ones(2), term.weight, term.iou_mode)
 
 
@@ -55,6 +55,11 @@ class TermMatcher:
         check_solver(self.solver)
         if not self.terms:
             raise ValueError("a match cost needs at least one term, got none")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Names of the fields of `MatchInputs` that its terms look at."""
+        return fields_read(self.terms)
 
     def _split(self) -> tuple[ClassTerm | None, list[BoxL1Term], IoUTerm | None, list[CostTerm]]:
         """A class cost, the distances and the overlap that are computed with it in one pass, and the other terms.
@@ -86,7 +91,7 @@ class TermMatcher:
         total: list[Tensor] = []
         minima: Tensor | None = None
         if class_term is not None:
-            logits, labels = inputs.get(class_term, "cls_logits", "gt_labels")
+            logits, labels = inputs.get(class_term, *class_term.reads)
             fused = match_cost(
                 logits,
                 labels,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
+from mmdet.structures.mask import BaseInstanceMasks
 from mmdet3d.registry import TASK_UTILS
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -21,6 +22,10 @@ from raggedbev.ragged.batch import RaggedBatch
 
 __all__ = ["BatchedHungarianAssigner"]
 
+# fields of `MatchInputs`, and of mmdet's instances
+_OF_PREDS = {"cls_logits": "scores", "boxes": "bboxes", "masks": "masks"}
+_OF_TRUTH = {"gt_labels": "labels", "gt_boxes": "bboxes", "gt_masks": "masks"}
+
 
 def _image_size(img_shape: Tensor | Sequence[Any] | None, like: Tensor) -> Tensor | None:
     """Width and height [2] or [B, 2] in dtype and on the device of `like`, from one or B heights and widths."""
@@ -31,6 +36,13 @@ def _image_size(img_shape: Tensor | Sequence[Any] | None, like: Tensor) -> Tenso
     if isinstance(img_shape[0], Sequence):
         return torch.stack([row_tensor((shape[1], shape[0]), like) for shape in img_shape])
     return row_tensor((img_shape[1], img_shape[0]), like)
+
+
+def _points(masks: Tensor | BaseInstanceMasks, device: torch.device) -> Tensor:
+    """Points of masks [M, ...] side by side: [M, N]; mmdet's bitmaps and polygons are drawn on the device."""
+    if isinstance(masks, BaseInstanceMasks):
+        masks = masks.to_tensor(torch.uint8, device)
+    return masks.flatten(1)
 
 
 @MMDET_TASK_UTILS.register_module()
@@ -60,15 +72,18 @@ class BatchedHungarianAssigner(BaseAssigner):
         gt_instances: InstanceData,
         img_meta: Mapping[str, Any] | None = None,
         gt_instances_ignore: InstanceData | None = None,
+        **_kwargs: Any,
     ) -> AssignResult:
         """Assign one image.
 
         Args:
             pred_instances: as the costs ask: `scores` [P, C] logits, `bboxes` [P, 4] corners in pixels, `masks`
                 [P, ...] logits or probabilities.
-            gt_instances: `labels` [G] int64; as the costs ask: `bboxes` [G, 4] corners in pixels, `masks` [G, ...].
+            gt_instances: `labels` [G] int64; as the costs ask: `bboxes` [G, 4] corners in pixels, `masks` [G, ...]
+                tensor, `BitmapMasks` or `PolygonMasks`. Fields that no cost asks for may be of any kind.
             img_meta: `img_shape`, height and width in pixels, for 'BBoxL1Cost'.
             gt_instances_ignore: must be None.
+            _kwargs: other keywords have no influence, as in mmdet.
 
         Returns:
             mmdet's result.
@@ -82,21 +97,20 @@ class BatchedHungarianAssigner(BaseAssigner):
         labels, num_preds = gt_instances.labels, len(pred_instances)
         if not len(gt_instances) or not num_preds:
             return assign_result(labels.new_full((num_preds,), -1, dtype=torch.long), labels)
-        boxes, masks, gt_masks = (
-            source.get(name)
-            for source, name in ((pred_instances, "bboxes"), (pred_instances, "masks"), (gt_instances, "masks"))
-        )
-        img_shape = (img_meta or {}).get("img_shape")
-        inputs = MatchInputs(
-            cls_logits=pred_instances.get("scores"),
-            gt_labels=labels,
-            boxes=boxes,
-            gt_boxes=gt_instances.get("bboxes"),
-            image_size=None if boxes is None else _image_size(img_shape, boxes),
-            masks=None if masks is None else masks.flatten(1),
-            gt_masks=None if gt_masks is None else gt_masks.flatten(1),
-        )
-        return assign_result(self.matcher.match(inputs), labels)
+        given = self._read(pred_instances, gt_instances, (img_meta or {}).get("img_shape"))
+        return assign_result(self.matcher.match(given), labels)
+
+    def _read(self, preds: InstanceData, truth: InstanceData, img_shape: Tensor | Sequence[Any] | None) -> MatchInputs:
+        """What the costs look at."""
+        reads = self.matcher.reads
+        given = {name: preds.get(key) for name, key in _OF_PREDS.items() if name in reads}
+        given |= {name: truth.get(key) for name, key in _OF_TRUTH.items() if name in reads}
+        for name in ("masks", "gt_masks"):
+            if given.get(name) is not None:
+                given[name] = _points(given[name], truth.labels.device)
+        if "image_size" in reads and given.get("boxes") is not None:
+            given["image_size"] = _image_size(img_shape, given["boxes"])
+        return MatchInputs(**given)
 
     def assign_batch(
         self,

@@ -64,6 +64,7 @@ class _Assigner3D(BaseAssigner):
         gt_bboxes_ignore: Tensor | None = None,
         code_weights: Sequence[float] | Tensor | None = None,
         with_velo: bool = False,
+        eps: float | None = None,
     ) -> AssignResult:
         """Assign one sample.
 
@@ -75,6 +76,7 @@ class _Assigner3D(BaseAssigner):
             gt_bboxes_ignore: must be None.
             code_weights: [10] factor of each coordinate in the cost.
             with_velo: whether velocity counts in the cost.
+            eps: has no influence; an argument of PETR's and DETR3D's assigner, where it has none either.
 
         Returns:
             mmdet's result.
