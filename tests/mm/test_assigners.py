@@ -75,8 +75,9 @@ def test_assign_2d_equals_assign_batch(name):
 
 @pytest.mark.parametrize("name", ["PerSampleHungarianAssigner3D", "BatchedHungarianAssigner3D"])
 def test_wrong_settings_3d(name):
-    with pytest.raises(ValueError, match="pc_range must have 6 numbers"):
-        build(name, pc_range=[0, 1])
+    for pc_range in ([0, 1], [-1, -1, -1, 1, 1, -1], [1, 1, 1, -1, -1, -1], [*"abcdef"], [0, 0, float("nan"), 1, 1, 1]):
+        with pytest.raises(ValueError, match="pc_range must be six numbers, lowest x, y, z, then highest x, y, z, got"):
+            build(name, pc_range=pc_range)
     with pytest.raises(ValueError, match="not implemented for 3D boxes"):
         build(name, iou_cost={"type": "IoUCost", "weight": 2.0})
     with pytest.raises(TypeError, match="unexpected keyword argument 'box_cost'"):
@@ -84,6 +85,96 @@ def test_wrong_settings_3d(name):
     with pytest.raises(ValueError, match="gt_bboxes_ignore must be None"):
         logits, codes, boxes, labels = inputs()
         build(name).assign(codes[0, 0], logits[0, 0], boxes[0], labels[0], boxes[0])
+
+
+SOFTMAX = {"type": "ClassificationCost", "weight": 2.0}
+FOCAL = CONFIG_3D["cls_cost"]
+CLASS_CHANGES = [
+    ("cls_cost", FOCAL, SOFTMAX),
+    ("cls_cost", FOCAL, {**FOCAL, "weight": 1.0}),
+    ("cls_cost", FOCAL, {**FOCAL, "alpha": 0.5}),
+    ("cls_cost", FOCAL, {**FOCAL, "gamma": 1.0}),
+    ("cls_cost", FOCAL, {**FOCAL, "eps": 1e-2}),
+    ("cls_cost", SOFTMAX, {**SOFTMAX, "weight": 1.0}),
+]
+
+
+def changes_of(config, cases):
+    """(key of the assigner, config, the same with one key changed), named by that key."""
+    changes = [*CLASS_CHANGES, *((key, config[key], {**config[key], **more}) for key, more in cases)]
+    names = [f"{key}.{next(k for k in after if before.get(k) != after[k])}" for key, before, after in changes]
+    return [pytest.param(*change, id=name) for change, name in zip(changes, names, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["PerSampleHungarianAssigner3D", "BatchedHungarianAssigner3D"])
+@pytest.mark.parametrize("key, before, after", changes_of(CONFIG_3D, [("reg_cost", {"weight": 1.0})]))
+def test_every_key_of_3d_changes_the_costs(name, key, before, after):
+    logits, codes, boxes, labels = inputs()
+    given = logits[0, 2], codes[0, 2], boxes[2], labels[2]
+    one, other = (build(name, **{key: config}).config.cost(*given) for config in (before, after))
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize("name", ["PerSampleHungarianAssigner2D", "BatchedHungarianAssigner2D"])
+@pytest.mark.parametrize(
+    "key, before, after",
+    changes_of(
+        CONFIG_2D,
+        [
+            ("reg_cost", {"weight": 1.0}),
+            ("reg_cost", {"box_format": "xyxy"}),
+            ("iou_cost", {"weight": 1.0}),
+            ("iou_cost", {"iou_mode": "iou"}),
+            ("centers2d_cost", {"weight": 1.0}),
+        ],
+    ),
+)
+def test_every_key_of_2d_changes_the_costs(name, key, before, after):
+    g = torch.Generator().manual_seed(0)
+    preds = [torch.rand(7, width, generator=g) for width in (10, 4, 2)]
+    low = torch.rand(3, 2, generator=g) * 40
+    truth = torch.cat([low, low + 9], dim=1), torch.tensor([0, 4, 9]), low + 3
+    one, other = (build(name, **{key: config}).config.cost(*preds, *truth, (64, 96)) for config in (before, after))
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize(
+    "iou_cost",
+    [
+        {"type": "IoUCost", "weight": 0.0},
+        {"type": "mmdet.IoUCost", "weight": 0.0, "iou_mode": "iou"},
+        {"type": "IoU3DCost", "weight": 0.0, "iou_calculator": {"type": "BboxOverlaps3D", "coordinate": "lidar"}},
+        {"type": "IoUCost", "weight": 0, "iou_calculator": "BboxOverlaps3D"},
+        None,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("box_code", ["streampetr", "petr", "detr3d"])
+def test_overlaps_that_count_nothing_are_accepted(iou_cost, box_code):
+    plain = build("BatchedHungarianAssigner3D", box_code=box_code).config
+    assert build("BatchedHungarianAssigner3D", box_code=box_code, iou_cost=iou_cost).config == plain
+
+
+@pytest.mark.parametrize(
+    "key, config, message",
+    [
+        ("iou_cost", {"type": "IoUCost", "weight": 0.0, "iou_mode": "diou"}, "iou_mode must be 'iou' or 'giou', got"),
+        ("iou_cost", {"type": "IoUCost", "weight": 0.0, "iou_calculator": 3}, "a string or a dict with a type, got 3"),
+        ("iou_cost", {"type": "IoUCost", "weight": 0.0, "reduction": "mean"}, "does not use 'reduction'"),
+        ("cls_cost", {**FOCAL, "use_sigmoid": True}, "FocalLossCost does not use 'use_sigmoid'"),
+        ("cls_cost", {**SOFTMAX, "binary_input": False}, "ClassificationCost does not use 'binary_input'"),
+        ("cls_cost", {**FOCAL, "binary_input": True}, "implements binary_input=False only, got True"),
+        ("cls_cost", {**FOCAL, "weight": float("nan")}, "cls_cost.weight must be a number, got nan"),
+        ("reg_cost", {"type": "BBox3DL1Cost", "reduction": "mean"}, "BBox3DL1Cost does not use 'reduction'"),
+    ],
+)
+def test_keys_that_would_change_nothing(key, config, message):
+    with pytest.raises(ValueError, match=message):
+        build("BatchedHungarianAssigner3D", **{key: config})
+
+
+def test_keys_of_mmdet_with_the_value_that_there_is():
+    build("BatchedHungarianAssigner3D", cls_cost={**FOCAL, "binary_input": False})
 
 
 def test_wrong_solver_and_arm():

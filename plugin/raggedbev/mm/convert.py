@@ -6,6 +6,7 @@ A type that is not implemented, and a key that would change nothing, raise a Val
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from raggedbev.losses import FocalLossConfig
@@ -56,7 +57,18 @@ _TERMS = {
     "CrossEntropyLossCost": {"weight": 1.0},
     "DiceCost": {"weight": 1.0, "pred_act": False, "eps": 1e-3, "naive_dice": True},
 }
-_FIXED = {"use_sigmoid": True, "reduction": "mean", "binary_input": False}
+# parameters that a type has in mmdet, with the one value that is implemented here
+_FIXED = {
+    "FocalLossCost": {"binary_input": False},
+    "CrossEntropyLossCost": {"use_sigmoid": True},
+    "FocalLoss": {"use_sigmoid": True, "reduction": "mean"},
+    "QualityFocalLoss": {"use_sigmoid": True, "reduction": "mean"},
+    "GaussianFocalLoss": {"reduction": "mean"},
+    "L1Loss": {"reduction": "mean"},
+    "SmoothL1Loss": {"reduction": "mean"},
+    "BalancedL1Loss": {"reduction": "mean"},
+    "GIoULoss": {"reduction": "mean"},
+}
 
 
 def read_config(
@@ -68,9 +80,9 @@ def read_config(
         name: the key that holds the dict, for messages.
         config: dict with 'type' and parameters; a scope ('mmdet.' in front of the type, or the key '_scope_' that
             mmengine adds to inherited configs) is ignored.
-        types: known types with their parameters' defaults. Parameters that mmdet has, but that have one possible
-            value here ('use_sigmoid': True, 'reduction': 'mean', 'binary_input': False), may be given with that
-            value.
+        types: known types with their parameters' defaults. Parameters that the type has in mmdet, but that have one
+            possible value here ('use_sigmoid': True, 'reduction': 'mean', 'binary_input': False), may be given with
+            that value.
 
     Returns:
         The type without scope, and all of its parameters.
@@ -83,23 +95,23 @@ def read_config(
     kind = config["type"].rsplit(".", 1)[-1]
     if kind not in types:
         raise ValueError(f"{name} must have one of the types {', '.join(types)}, got {config['type']}")
-    values = dict(types[kind])
+    values, fixed = dict(types[kind]), _FIXED.get(kind, {})
     for key, value in config.items():
         if key in values:
             values[key] = _same_kind(f"{name}.{key}", value, values[key])
-        elif key in _FIXED:
-            if value != _FIXED[key]:
-                raise ValueError(f"{name} implements {key}={_FIXED[key]!r} only, got {value!r}")
+        elif key in fixed:
+            if value != fixed[key]:
+                raise ValueError(f"{name} implements {key}={fixed[key]!r} only, got {value!r}")
         elif key not in ("type", "_scope_"):
             raise ValueError(f"{name} of type {kind} does not use {key!r}; it uses {', '.join(values)}")
     return kind, values
 
 
 def _same_kind(name: str, value: Any, default: Any) -> Any:
-    """`value` if it is of the default's kind (a number, a string, or a bool)."""
+    """`value` if it is of the default's kind (a number other than NaN, a string, or a bool)."""
     kinds = {str: (str, "a string"), bool: (bool, "True or False")}
     kind, description = kinds.get(type(default), ((int, float), "a number"))
-    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool) or value != value:
         raise ValueError(f"{name} must be {description}, got {value!r}")
     return value
 
@@ -166,25 +178,48 @@ def matcher_3d(
     iou_cost: Config,
     solver: str = "auto",
     box_code: str = "streampetr",
+    pc_range: Sequence[float] | None = None,
 ) -> HungarianMatcher3D | BoxCodeMatcher3D:
     """Matcher from the costs of a 3D Hungarian assigner.
 
     Raises:
-        ValueError: see `read_config`; also an `iou_cost` with a weight other than 0, which 3D matching does not have,
-            and an unknown `box_code`.
+        ValueError: see `read_config`; also an `iou_cost` with a weight other than 0, which 3D matching does not have, a
+            `pc_range` that is no range, and an unknown `box_code`.
     """
+    if pc_range is not None:
+        _check_range(pc_range)
     class_cost = _class_cost(*read_config("cls_cost", cls_cost, _CLASS_COSTS))
     _, reg = read_config("reg_cost", reg_cost, {"BBox3DL1Cost": {"weight": 1.0}})
     if iou_cost is not None:
-        overlap = {"weight": 1.0, "iou_mode": "giou", "iou_calculator": ""}
-        _, iou = read_config("iou_cost", iou_cost, {"IoUCost": overlap, "IoU3DCost": overlap})
-        if iou["weight"] != 0:
-            raise ValueError(f"iou_cost is not implemented for 3D boxes: its weight must be 0, got {iou['weight']}")
+        _check_unused_overlap(iou_cost)
     if box_code == "streampetr":
         return HungarianMatcher3D(class_cost, reg["weight"], solver)
     if box_code in BOX_CODES:
         return BoxCodeMatcher3D(class_cost, reg["weight"], solver, box_code)
     raise ValueError(f"box_code must be one of {('streampetr', *BOX_CODES)}, got {box_code!r}")
+
+
+def _check_range(pc_range: Sequence[float]) -> None:
+    """Six numbers, the lowest x, y, z below the highest: 3D matching needs no more of them."""
+    values = list(pc_range)
+    numbers = len(values) == 6 and all(isinstance(value, Real) for value in values)
+    if not numbers or not all(low < high for low, high in zip(values[:3], values[3:], strict=True)):
+        raise ValueError(f"pc_range must be six numbers, lowest x, y, z, then highest x, y, z, got {values}")
+
+
+def _check_unused_overlap(iou_cost: Mapping[str, Any]) -> None:
+    """Configs of 3D heads carry an overlap cost that counts nothing."""
+    if isinstance(iou_cost, Mapping) and "iou_calculator" in iou_cost:
+        calculator = iou_cost["iou_calculator"]
+        if not isinstance(calculator, str) and not (isinstance(calculator, Mapping) and "type" in calculator):
+            raise ValueError(f"iou_cost.iou_calculator must be a string or a dict with a type, got {calculator!r}")
+        iou_cost = {key: value for key, value in iou_cost.items() if key != "iou_calculator"}
+    overlap = {"weight": 1.0, "iou_mode": "giou"}
+    _, iou = read_config("iou_cost", iou_cost, {"IoUCost": overlap, "IoU3DCost": overlap})
+    if iou["iou_mode"] not in ("iou", "giou"):
+        raise ValueError(f"iou_cost.iou_mode must be 'iou' or 'giou', got {iou['iou_mode']!r}")
+    if iou["weight"] != 0:
+        raise ValueError(f"iou_cost is not implemented for 3D boxes: its weight must be 0, got {iou['weight']}")
 
 
 def matcher_2d(

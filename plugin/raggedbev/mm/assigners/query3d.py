@@ -51,9 +51,7 @@ class _Assigner3D(BaseAssigner):
         solver: str = "auto",
         box_code: str = "streampetr",
     ) -> None:
-        if pc_range is not None and len(pc_range) != 6:
-            raise ValueError(f"pc_range must have 6 numbers, got {list(pc_range)}")
-        self.matcher = self.config = matcher_3d(cls_cost, reg_cost, iou_cost, solver, box_code)
+        self.matcher = self.config = matcher_3d(cls_cost, reg_cost, iou_cost, solver, box_code, pc_range)
 
     def assign(
         self,
@@ -184,15 +182,18 @@ class BatchedHungarianAssigner3D(_Assigner3D):
     Args:
         cls_cost: 'FocalLossCost' (weight, alpha, gamma, eps) or 'ClassificationCost' (weight).
         reg_cost: 'BBox3DL1Cost' (weight).
-        iou_cost: accepted with weight 0 only.
-        pc_range: six numbers (m). Boxes are matched in metres, so the values have no influence; accepted because
-            configs of this family of detectors give it.
+        iou_cost: accepted with weight 0 only ('IoUCost' or 'IoU3DCost': weight, iou_mode, iou_calculator).
+        pc_range: lowest x, y, z and highest x, y, z (m). Boxes are matched in metres, so the values have no influence;
+            accepted because configs of this family of detectors give it.
         solver: see `raggedbev.matching.linear_assignment`.
         box_code: what the head regresses. 'streampetr': x, y, z, log dimensions, sine, cosine, velocity. 'detr3d'
             (DETR3D, BEVFormer): x, y, log length, log width, z, log height, sine, cosine, velocity; boxes may have 8
             columns, ground truth 7. 'petr' (mmdet3d's PETR project): the same with the angle -yaw - pi / 2. Costs that
             are not finite are replaced by +-100, as published; not so with 'detr3d', where `assign` raises and
             `assign_batch` reports status 2.
+
+    Raises:
+        ValueError: a type, key or value that is not implemented; it is named.
     """
 
     def encode(self, boxes: Tensor) -> Tensor:
