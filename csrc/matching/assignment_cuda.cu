@@ -2,6 +2,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "common/launch.cuh"
 #include "matching/assignment.h"
@@ -18,7 +19,22 @@ __global__ void __launch_bounds__(kLanes, 1) solve_kernel(const __grid_constant_
   }
 }
 
+constexpr int kMostDevices = 64;  // that are remembered
+
+// Lets the kernel have all the shared memory that a block of the device can have. Always the same value, once per
+// device: it is an attribute of the kernel, for all threads that launch it.
+template <typename Cost>
+cudaError_t allow_shared_memory(int device, int per_block) {
+  static std::atomic<bool> is_allowed[kMostDevices];
+  if (device < kMostDevices && is_allowed[device]) return cudaSuccess;
+  const cudaError_t error =
+      cudaFuncSetAttribute(solve_kernel<Cost>, cudaFuncAttributeMaxDynamicSharedMemorySize, per_block);
+  if (error == cudaSuccess && device < kMostDevices) is_allowed[device] = true;
+  return error;
+}
+
 // Shared memory of a block: what the search can use, unless fewer problems would run at a time for it.
+template <typename Cost>
 cudaError_t choose_fast_bytes(int64_t problems, int64_t most, int64_t& bytes) {
   int device, processors, blocks, per_processor, per_block, reserved;
   cudaError_t error = cudaGetDevice(&device);
@@ -30,6 +46,7 @@ cudaError_t choose_fast_bytes(int64_t problems, int64_t most, int64_t& bytes) {
   ask(per_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
   ask(per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
   ask(reserved, cudaDevAttrReservedSharedMemoryPerBlock);
+  if (error == cudaSuccess) error = allow_shared_memory<Cost>(device, per_block);
   if (error != cudaSuccess) return error;
   const int64_t at_a_time = std::min((problems + processors - 1) / processors, static_cast<int64_t>(blocks));
   const int64_t share = per_processor / at_a_time - reserved;
@@ -44,11 +61,10 @@ cudaError_t launch(const AssignmentParams& p, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
   }
   SolveTask<Cost> task{p, 0};
-  cudaError_t error = choose_fast_bytes(p.problems, most_fast_bytes<Cost>(p.num_rows, p.num_cols), task.fast_bytes);
+  const cudaError_t error =
+      choose_fast_bytes<Cost>(p.problems, most_fast_bytes<Cost>(p.num_rows, p.num_cols), task.fast_bytes);
   if (error != cudaSuccess) return error;
   const int bytes = static_cast<int>(task.fast_bytes);
-  error = cudaFuncSetAttribute(solve_kernel<Cost>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
   solve_kernel<Cost><<<static_cast<unsigned>(std::min(p.problems, kMaxBlocks)), kLanes, bytes, stream>>>(task);
   return cudaGetLastError();
 }
