@@ -18,11 +18,13 @@ namespace {
 
 using at::Tensor;
 
-void check_counts(const Tensor& num_gt, int64_t most) {
+// Checks the counts, and returns the largest.
+int64_t largest_count(const Tensor& num_gt, int64_t most) {
   const int64_t* values = num_gt.const_data_ptr<int64_t>();
   const auto [low, high] = std::minmax_element(values, values + num_gt.numel());
   TORCH_CHECK_VALUE(*low >= 0 && *high <= most, "num_gt must lie in [0, ", most, "], got values in [", *low, ", ",
                     *high, "]");
+  return *high;
 }
 
 void check_like_lead(const Tensor& num_gt, const Tensor& cost, at::IntArrayRef lead) {
@@ -71,8 +73,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
   const bool is_double = cost.scalar_type() == at::kDouble;
   const Tensor input = as_contiguous(cost, is_double ? at::kDouble : at::kFloat);
   const Tensor counts = num_gt.has_value() ? as_contiguous(*num_gt, at::kLong) : Tensor();
-  if (counts.defined() && cost.is_cpu()) check_counts(counts, rows);
-  const int64_t bytes = is_double ? workspace_bytes<double>(rows, cols) : workspace_bytes<float>(rows, cols);
+  const int64_t most = counts.defined() && cost.is_cpu() ? largest_count(counts, rows) : rows;
+  const int64_t bytes = is_double ? workspace_bytes<double>(most, cols) : workspace_bytes<float>(most, cols);
   const Tensor workspace = cost.is_cpu() ? Tensor() : allocate(cost, {problems * bytes}, at::kByte);
   const Tensor known = minima.has_value() ? minima->contiguous() : Tensor();
   run(AssignmentParams{input.const_data_ptr(), known.defined() ? known.const_data_ptr() : nullptr,
@@ -81,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_assignment(const Tenso
                        status.mutable_data_ptr<int8_t>(), of_gt.mutable_data_ptr<double>(),
                        of_pred.mutable_data_ptr<double>(),
                        workspace.defined() ? static_cast<char*>(workspace.mutable_data_ptr()) : nullptr, bytes,
-                       problems, rows, cols, is_double, last_resort, duals},
+                       problems, rows, cols, most, is_double, last_resort, duals},
       cost);
   return {pred_of_gt, gt_of_pred, status, of_gt, of_pred};
 }

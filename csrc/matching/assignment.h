@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/macros.h"
 #include "matching/lane_ops.h"
@@ -24,6 +25,7 @@ struct AssignmentParams {
   char* workspace;        // CUDA: [problems, workspace_bytes]
   int64_t workspace_bytes;
   int64_t problems, num_rows, num_cols;
+  int64_t most_gt;  // objects of any problem at most, and what the workspace has room for
   bool is_double, last_resort, duals;
 };
 
@@ -82,7 +84,7 @@ template <typename Value, typename Cost, typename Ops>
 RAGGEDBEV_KERNEL const Cost* prepare(const Ops& ops, const AssignmentParams& p, const Problem<Cost>& problem,
                                      Memory memory, Workspace<Value>& workspace) {
   Cost* const turned = reinterpret_cast<Cost*>(memory.bulk);
-  memory.bulk += transposed_bytes<Cost>(p.num_rows, p.num_cols);
+  memory.bulk += transposed_bytes<Cost>(p.most_gt, p.num_cols);
   workspace.lay_out(memory, problem.num_rows, problem.num_cols);
   if (!problem.transposed) return problem.cost;
   for (int row = 0; row < problem.num_rows; ++row) {
@@ -94,12 +96,12 @@ RAGGEDBEV_KERNEL const Cost* prepare(const Ops& ops, const AssignmentParams& p, 
   return turned;
 }
 
-// Writes the pairs (and dual values) of a solved problem; pairs of forbidden edges only if `keep`. Returns whether
-// there were such.
-template <typename Access, typename Ops, typename Cost>
+// Writes the pairs (and dual values) of a solved problem; pairs of forbidden edges only if `keep`. `access`: how costs
+// became those of the search. Returns whether there were forbidden edges.
+template <typename Access, typename Searched, typename Ops, typename Cost>
 RAGGEDBEV_KERNEL bool write_pairs(const Ops& ops, const AssignmentParams& p, int64_t number,
-                                  const Problem<Cost>& problem, const Cost* cost, const Search<Access, Ops>& search,
-                                  bool keep) {
+                                  const Problem<Cost>& problem, const Cost* cost, const Access& access,
+                                  const Search<Searched, Ops>& search, bool keep) {
   int64_t* pred_of_gt = p.pred_of_gt + number * p.num_rows;
   int64_t* gt_of_pred = p.gt_of_pred + number * p.num_cols;
   const auto is_forbidden = [&](int row) {
@@ -115,35 +117,25 @@ RAGGEDBEV_KERNEL bool write_pairs(const Ops& ops, const AssignmentParams& p, int
   if (p.duals) {
     double* of_row = problem.transposed ? p.dual_of_pred + number * p.num_cols : p.dual_of_gt + number * p.num_rows;
     double* of_col = problem.transposed ? p.dual_of_gt + number * p.num_rows : p.dual_of_pred + number * p.num_cols;
-    ops.each_column(problem.num_rows, [&](int, int row) { of_row[row] = search.dual_of_row(row); });
-    ops.each_column(search.num_matched(),
-                    [&](int, int k) { of_col[search.matched_column(k)] = search.dual_of_matched_column(k); });
+    ops.each_column(problem.num_rows,
+                    [&](int, int row) { of_row[row] = access.dual_of_cost(search.dual_of_row(row)); });
+    ops.each_column(search.num_matched(), [&](int, int k) {
+      of_col[search.matched_column(k)] = access.dual_of_cost(search.dual_of_matched_column(k));
+    });
   }
   return ops.first(problem.num_rows, is_forbidden) < problem.num_rows;
 }
 
-struct Span {
-  double low, high;  // inf and -inf when there are no costs
-
-  RAGGEDBEV_HOST_DEVICE double magnitude() const { return low > high ? 0 : -low > high ? -low : high; }
-};
-
 // Smallest and largest of the costs of a magnitude below `limit`.
 template <typename Cost, typename Ops>
 RAGGEDBEV_KERNEL Span span_of(const Ops& ops, const Cost* cost, int num_rows, int num_cols, double limit) {
-  double low = infinity<double>(), negated_high = infinity<double>();
+  Span all{infinity<double>(), -infinity<double>()};
   for (int row = 0; row < num_rows; ++row) {
-    const Cost* values = cost + static_cast<int64_t>(row) * num_cols;
-    const auto signed_cost = [&](double sign, int col) {
-      const double value = static_cast<double>(values[col]);
-      return value < limit && value > -limit ? sign * value : infinity<double>();
-    };
-    const double lowest = ops.template minimum<double>(num_cols, [&](int col) { return signed_cost(1, col); });
-    const double highest = ops.template minimum<double>(num_cols, [&](int col) { return signed_cost(-1, col); });
-    low = lowest < low ? lowest : low;
-    negated_high = highest < negated_high ? highest : negated_high;
+    const Span own = ops.span(cost + static_cast<int64_t>(row) * num_cols, num_cols, limit);
+    all.low = own.low < all.low ? own.low : all.low;
+    all.high = own.high > all.high ? own.high : all.high;
   }
-  return {low, -negated_high};
+  return all;
 }
 
 // Costs that are too large for sums are scaled down. The largest magnitude is an outlier if it outweighs all others.
@@ -221,7 +213,7 @@ RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, i
     if (clamped) {
       status = solve_clamped(ops, p, number, problem, cost, memory, access, status);
     } else if (status == kSolved) {
-      write_pairs(ops, p, number, problem, cost, search, true);
+      write_pairs(ops, p, number, problem, cost, Plain<Cost>(), search, true);
     }
   }
   ops.once([&] { p.status[number] = status; });
@@ -233,9 +225,13 @@ RAGGEDBEV_KERNEL Status solve_clamped(const Ops& ops, const AssignmentParams& p,
                                       const Clamped<Cost>& access, Status status) {
   Workspace<double> workspace;
   prepare(ops, p, problem, memory, workspace);
-  Search<Clamped<Cost>, Ops> search(ops, access, cost, problem.num_rows, problem.num_cols, workspace);
-  search.solve(false, nullptr);
-  const bool forbidden = write_pairs(ops, p, number, problem, cost, search, p.last_resort);
+  const int64_t entries = static_cast<int64_t>(problem.num_rows) * problem.num_cols;
+  const bool forbidden = ops.with_costs(access, cost, entries, [&](const auto& as_read, const auto* costs) {
+    using Searched = std::decay_t<decltype(as_read)>;
+    Search<Searched, Ops> search(ops, as_read, costs, problem.num_rows, problem.num_cols, workspace);
+    search.solve(false, nullptr);
+    return write_pairs(ops, p, number, problem, cost, access, search, p.last_resort);
+  });
   return status == kInvalid || forbidden ? status : kSolved;
 }
 

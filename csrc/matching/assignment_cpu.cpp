@@ -237,6 +237,26 @@ RAGGEDBEV_INLINE Smallest<double> relax_by(const T* cost, const double* barrier,
   return nearest.of_all();
 }
 
+// Of the costs of a magnitude below `limit`.
+template <typename T>
+RAGGEDBEV_INLINE Span span_by(const T* cost, int count, T limit) {
+  T low = infinity<T>(), high = -infinity<T>();
+#pragma omp simd reduction(min : low) reduction(max : high)
+  for (int j = 0; j < count; ++j) {
+    const bool counts = cost[j] < limit && cost[j] > -limit;
+    const T as_low = counts ? cost[j] : infinity<T>(), as_high = counts ? cost[j] : -infinity<T>();
+    low = as_low < low ? as_low : low;
+    high = as_high > high ? as_high : high;
+  }
+  return {static_cast<double>(low), static_cast<double>(high)};
+}
+
+template <typename T>
+RAGGEDBEV_INLINE void clamp_by(const T* cost, const Clamped<T>& access, int64_t count, double* __restrict out) {
+#pragma omp simd
+  for (int64_t j = 0; j < count; ++j) out[j] = access(cost[j]);
+}
+
 // target_clones knows no templates.
 #define RAGGEDBEV_LOOPS(T)                                                                                 \
   RAGGEDBEV_SIMD bool block_minima(const T* cost, int count, T* minima) {                                  \
@@ -258,20 +278,40 @@ RAGGEDBEV_INLINE Smallest<double> relax_by(const T* cost, const double* barrier,
   RAGGEDBEV_SIMD Smallest<double> relax(const T* cost, const double* barrier, double base, double* length, \
                                         int64_t* from, int64_t row, int count) {                           \
     return relax_by(cost, barrier, base, length, from, row, count);                                        \
+  }                                                                                                        \
+  RAGGEDBEV_SIMD Span span(const T* cost, int count, T limit) {                                            \
+    return span_by(cost, count, limit);                                                                    \
+  }                                                                                                        \
+  RAGGEDBEV_SIMD void clamp(const T* cost, const Clamped<T>& access, int64_t count, double* out) {         \
+    clamp_by(cost, access, count, out);                                                                    \
   }
 RAGGEDBEV_LOOPS(float)
 RAGGEDBEV_LOOPS(double)
 #undef RAGGEDBEV_LOOPS
 
-// The loops of LaneOps as SIMD, where costs are read as they are; the rare clamped costs go through the lanes' loops.
+constexpr size_t kKeptBytes = size_t{64} << 20;
+
+// Memory of a thread that serves one call after another; what is more than kKeptBytes does not outlive a call.
+class Arena {
+ public:
+  char* take(size_t bytes) {
+    constexpr size_t kAlignment = 64;
+    if (bytes_.size() < bytes + kAlignment) bytes_.resize(bytes + kAlignment);
+    return bytes_.data() + (kAlignment - reinterpret_cast<uintptr_t>(bytes_.data()) % kAlignment) % kAlignment;
+  }
+
+  void end_call() {
+    if (bytes_.size() > kKeptBytes) std::vector<char>().swap(bytes_);
+  }
+
+ private:
+  std::vector<char> bytes_;
+};
+
+// The loops of LaneOps as SIMD. Clamped costs are written down, and then read as they are.
 class SimdOps : public LaneOps<HostGroup> {
  public:
-  SimdOps() : LaneOps(HostGroup()) {}
-
-  using LaneOps::block_minima;
-  using LaneOps::scans_rows;
-  using LaneOps::smallest_free;
-  using LaneOps::smallest_in_row;
+  explicit SimdOps(Arena& clamped) : LaneOps(HostGroup()), clamped_(clamped) {}
 
   template <typename Function>
   void once(Function function) const {
@@ -281,6 +321,18 @@ class SimdOps : public LaneOps<HostGroup> {
   template <typename T>
   void fill(T* values, int count, T value) const {
     std::fill(values, values + count, value);
+  }
+
+  template <typename T, typename Function>
+  bool with_costs(const Clamped<T>& access, const T* cost, int64_t count, Function function) const {
+    double* const costs = reinterpret_cast<double*>(clamped_.take(count * sizeof(double)));
+    matching::clamp(cost, access, count, costs);
+    return function(Plain<double>(), costs);
+  }
+
+  template <typename T>
+  Span span(const T* cost, int count, double limit) const {
+    return matching::span(cost, count, static_cast<T>(limit));
   }
 
   template <typename T>
@@ -344,6 +396,9 @@ class SimdOps : public LaneOps<HostGroup> {
                          int count) const {
     return matching::relax(cost, barrier, base, length, from, row, count);
   }
+
+ private:
+  Arena& clamped_;
 };
 
 constexpr int64_t kEntriesPerThread = 32768;  // of cost matrices: less is not worth waking a thread
@@ -351,14 +406,13 @@ constexpr int64_t kEntriesPerThread = 32768;  // of cost matrices: less is not w
 // Solves problems until there are none: some take a hundred times as long as others.
 template <typename Cost>
 void solve_next(const AssignmentParams& p, std::atomic<int64_t>& next) {
-  static thread_local std::vector<char> arena;
-  constexpr size_t kAlignment = 64;
-  const size_t bytes = p.workspace_bytes + kAlignment;
-  if (arena.size() < bytes) arena.resize(bytes);
-  char* memory = arena.data() + (kAlignment - reinterpret_cast<uintptr_t>(arena.data()) % kAlignment) % kAlignment;
+  static thread_local Arena state, clamped;
+  char* const memory = state.take(p.workspace_bytes);
   for (int64_t number = next++; number < p.problems; number = next++) {
-    solve_problem<Cost>(SimdOps(), p, number, {memory}, false);
+    solve_problem<Cost>(SimdOps(clamped), p, number, {memory}, false);
   }
+  state.end_call();
+  clamped.end_call();
 }
 
 // The kernels of assignment_cuda.cu. Memory is as full of garbage as the device's; when lanes are shuffled, any part
@@ -366,7 +420,7 @@ void solve_next(const AssignmentParams& p, std::atomic<int64_t>& next) {
 template <typename Cost>
 void run_twin(AssignmentParams p) {
   constexpr char kGarbage = 0x5a;
-  int64_t fast_bytes = most_fast_bytes<Cost>(p.num_rows, p.num_cols);
+  int64_t fast_bytes = most_fast_bytes<Cost>(p.most_gt, p.num_cols);
   if (host_twin().shuffles) fast_bytes = static_cast<int64_t>(shuffle_draws()() % (fast_bytes + 1));
   std::vector<char> workspace(p.problems * p.workspace_bytes, kGarbage), fast(fast_bytes, kGarbage);
   p.workspace = workspace.data();

@@ -122,6 +122,23 @@ class LaneOps {
     return {lowest, first(count, [&](int k) { return length[k] == lowest; })};
   }
 
+  // The costs of a magnitude below `limit`.
+  template <typename Cost>
+  RAGGEDBEV_KERNEL Span span(const Cost* cost, int count, double limit) const {
+    const auto signed_cost = [&](double sign, int j) {
+      const double value = static_cast<double>(cost[j]);
+      return value < limit && value > -limit ? sign * value : infinity<double>();
+    };
+    const double low = minimum<double>(count, [&](int j) { return signed_cost(1, j); });
+    return {low, -minimum<double>(count, [&](int j) { return signed_cost(-1, j); })};
+  }
+
+  // function(access, cost), or the same with costs [count] that are faster to read.
+  template <typename Access, typename Cost, typename Function>
+  RAGGEDBEV_KERNEL bool with_costs(const Access& access, const Cost* cost, int64_t, Function function) const {
+    return function(access, cost);
+  }
+
   template <typename Function>
   RAGGEDBEV_KERNEL void each_column(int count, Function function) const {
     group_.sync();

@@ -22,7 +22,7 @@ namespace raggedbev::matching {
 constexpr int kBlock = 64;                          // columns per lower bound
 constexpr int kVector = 16;                         // arrays of a row have room for whole vectors
 constexpr int64_t kMostColumns = int64_t{1} << 30;  // so that an int counts them, and a step beyond
-constexpr double kLong = 1e15;  // to path lengths of this size costs of 1 add their first digits only
+constexpr double kLong = 1e6;                       // path lengths of this size have no digits below 1e-10
 
 RAGGEDBEV_HOST_DEVICE inline int64_t num_blocks(int64_t num_cols) {
   return (num_cols + kBlock - 1) / kBlock;
@@ -46,6 +46,13 @@ RAGGEDBEV_HOST_DEVICE inline bool is_finite(T cost) {
   return cost - cost == 0;
 }
 
+// Smallest and largest cost; inf and -inf when there are none.
+struct Span {
+  double low, high;
+
+  RAGGEDBEV_HOST_DEVICE double magnitude() const { return low > high ? 0 : -low > high ? -low : high; }
+};
+
 // Costs as they are; +inf forbids.
 template <typename T>
 struct Plain {
@@ -66,7 +73,7 @@ struct Clamped {
 
   RAGGEDBEV_HOST_DEVICE bool changes_finite() const { return scale != 1 || outlier < infinity<double>(); }
 
-  RAGGEDBEV_HOST_DEVICE Value operator()(T cost) const {
+  RAGGEDBEV_INLINE Value operator()(T cost) const {
     const double value = static_cast<double>(cost), magnitude = value < 0 ? -value : value;
     if (magnitude < outlier) return value * scale;
     return !is_finite(cost) ? forbidden : value < 0 ? -huge : huge;
@@ -178,9 +185,9 @@ class Search {
     return ops_.block_minima(access_, cost_row(i), num_cols_, w_.bound + bound_offset(i));
   }
 
-  // Rows without a column are left only when the costs forbid more (kInfeasible). `bounded`: bound_row has been called
-  // for every row, and was false. `minima` [num_rows, blocks]: null, or the smallest cost of each block, NaN in a block
-  // with NaN or -inf.
+  // kInfeasible: the costs forbid a column to some row, and the pairs so far are not all. `bounded`: bound_row has been
+  // called for every row, and was false. `minima` [num_rows, blocks]: null, or the smallest cost of each block, NaN in
+  // a block with NaN or -inf.
   RAGGEDBEV_KERNEL Status solve(bool bounded, const Value* minima) {
     num_matched_ = num_open_ = 0;
     ops_.fill(w_.taken, num_cols_, Value{0});
@@ -191,11 +198,10 @@ class Search {
       take_smallest(i, best, lowest);
     }
     reduce_rows();
-    Status status = kSolved;
     for (int r = 0; r < num_open_; ++r) {
-      if (!augment(w_.open[r])) status = kInfeasible;
+      if (!augment(w_.open[r])) return kInfeasible;
     }
-    return status;
+    return kSolved;
   }
 
   // -1: none.
@@ -206,12 +212,11 @@ class Search {
 
   RAGGEDBEV_KERNEL int num_matched() const { return num_matched_; }
   RAGGEDBEV_KERNEL int matched_column(int k) const { return w_.column[k]; }
-  RAGGEDBEV_KERNEL double dual_of_matched_column(int k) const { return access_.dual_of_cost(w_.dual[k]); }
+  RAGGEDBEV_KERNEL double dual_of_matched_column(int k) const { return w_.dual[k]; }
 
   RAGGEDBEV_KERNEL double dual_of_row(int row) const {
     const int k = w_.place[row];
-    if (k < 0) return 0;
-    return access_.dual_of_cost(static_cast<double>(access_(cost_row(row)[w_.column[k]])) - w_.dual[k]);
+    return k < 0 ? 0 : static_cast<double>(access_(cost_row(row)[w_.column[k]])) - w_.dual[k];
   }
 
  private:

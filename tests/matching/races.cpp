@@ -40,14 +40,23 @@ void solve(int num_rows, int num_cols, int kind, int64_t fast_bytes, std::mt1993
   std::vector<int8_t> status(kProblems);
   const int64_t bytes = workspace_bytes<Cost>(num_rows, num_cols);
   std::vector<char> workspace(kProblems * bytes), fast(fast_bytes);
-  const AssignmentParams p{cost.data(),       nullptr,
-                           num_gt.data(),     pred_of_gt.data(),
-                           gt_of_pred.data(), status.data(),
-                           dual_of_gt.data(), dual_of_pred.data(),
-                           workspace.data(),  bytes,
-                           kProblems,         num_rows,
-                           num_cols,          sizeof(Cost) == 8,
-                           kind % 2 == 1,     true};
+  const AssignmentParams p{cost.data(),
+                           nullptr,
+                           num_gt.data(),
+                           pred_of_gt.data(),
+                           gt_of_pred.data(),
+                           status.data(),
+                           dual_of_gt.data(),
+                           dual_of_pred.data(),
+                           workspace.data(),
+                           bytes,
+                           kProblems,
+                           num_rows,
+                           num_cols,
+                           num_rows,
+                           sizeof(Cost) == 8,
+                           kind % 2 == 1,
+                           true};
   run_groups(BoundTask<Cost>{p}, kProblems * num_rows);
   const SolveTask<Cost> task{p, fast_bytes};
   run_groups([&](const auto& group, int64_t number) { task(group, number, fast.data()); }, kProblems);

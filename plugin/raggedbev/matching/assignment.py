@@ -22,6 +22,7 @@ __all__ = ["LinearAssignment", "linear_assignment"]
 OK, INFEASIBLE, INVALID = 0, 1, 2
 _SOLVERS = ("auto", "native", "scipy")
 _NONFINITE = ("report", "last_resort")
+_LONG = 1e6  # sums of this size have no digits below 1e-10
 
 
 class LinearAssignment(NamedTuple):
@@ -103,7 +104,8 @@ def linear_assignment(
     every prediction gets one object. Costs are read in their own type (half types as float32) and added up in float64.
     The native solver is a shortest augmenting path method (Jonker and Volgenant 1987) in which all free predictions
     are one node; it is deterministic, and equal costs go to the lowest prediction that is free. One large value that
-    stands for 'hardly ever' (FLT_MAX, say) does not cost the other costs their digits.
+    stands for 'hardly ever' (1e9 or FLT_MAX, say) does not cost the other costs their digits; two large values of
+    different magnitude do.
 
     Args:
         cost: [..., G, P] any floating dtype, rows beyond `num_gt` are filler; or a RaggedBatch that is ragged along
@@ -263,7 +265,7 @@ def _summable(matrix: np.ndarray) -> np.ndarray:
     """
     magnitude = np.abs(matrix, dtype=np.float64)
     largest = float(magnitude.max())
-    if largest < 1e15:
+    if largest < _LONG:
         return matrix
     outlier = magnitude == largest
     huge = 16.0 * (min(matrix.shape) + 1) * (float(magnitude[~outlier].max(initial=0.0)) + 1)
