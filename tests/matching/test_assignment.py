@@ -10,6 +10,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from raggedbev import _extension
 from raggedbev.matching import linear_assignment
 from raggedbev.ragged import RaggedBatch
 
@@ -88,6 +89,7 @@ def test_counts_in_either_type_and_any_layout(dtype, solver, device):
     assert ((one_each.pred_of_gt >= 0).sum(-1) == 1).all()
 
 
+@pytest.mark.skipif(not _extension.COMPILED, reason="SciPy needs the data")
 def test_shapes_without_data():
     cost = torch.zeros(2, 3, 5, 7, device="meta")
     result = linear_assignment(cost, torch.zeros(2, 3, dtype=torch.long, device="meta"))
@@ -149,6 +151,15 @@ def test_invalid_costs(value):
     assert (solved.pred_of_gt >= 0).all() and solved.status.tolist() == [0, 2] and solved.pred_of_gt[1, 0] != 2
 
 
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+def test_check_lets_pass_what_the_last_resort_solved(solver):
+    cost = torch.tensor([[[INF, INF, INF], [3.0, 1.0, 2.0]], [[NAN, 1.0, 5.0], [1.0, -INF, 2.0]]])
+    with pytest.raises(ValueError, match="assignment problem 0 has no solution"):
+        linear_assignment(cost, check=True, solver=solver)
+    found = linear_assignment(cost, nonfinite="last_resort", check=True, solver=solver)
+    assert found.status.tolist() == [1, 2] and (found.pred_of_gt >= 0).all()
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e-300, 1e290, 3e38])
 def test_last_resort_avoids_nonfinite_edges_whatever_the_scale(scale):
     """Using one edge less of them is worth any finite cost: negative costs, and a chain that must be re-routed."""
@@ -187,6 +198,40 @@ def test_one_nonfinite_edge_less_is_worth_many_dear_ones(num, solver):
 def test_wrong_arguments(arguments, message, solver):
     with pytest.raises(ValueError, match=f"^{message}$"):
         linear_assignment(torch.zeros(1, 3, 4), solver=solver, **arguments)
+
+
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+@pytest.mark.parametrize("num_gt", [[1], 1, np.array([1])], ids=lambda value: type(value).__name__)
+def test_counts_that_are_no_tensor(num_gt, solver):
+    with pytest.raises(TypeError, match=f"^num_gt must be an int32 or int64 tensor, got {type(num_gt).__name__}$"):
+        linear_assignment(torch.zeros(1, 3, 4), num_gt, solver=solver)
+
+
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+@pytest.mark.parametrize(
+    "minima, message",
+    [
+        (torch.zeros(2, 3, 1), r"minima must have shape \(2, 3, 2\), got \(2, 3, 1\)"),
+        (torch.zeros(3, 2), r"minima must have shape \(2, 3, 2\), got \(3, 2\)"),
+        (torch.zeros(2, 3, 2, dtype=torch.float64), "type of float32 or float64 costs, got torch.float64 for"),
+        (torch.zeros(2, 3, 2, device="meta"), "minima must be on cpu like cost, got meta"),
+    ],
+)
+def test_wrong_minima(minima, message, solver):
+    with pytest.raises(ValueError, match=message):
+        linear_assignment(torch.zeros(2, 3, 70), minima=minima, solver=solver)
+    with pytest.raises(TypeError, match="minima must be a tensor, got list"):
+        linear_assignment(torch.zeros(2, 3, 70), minima=[0.0], solver=solver)
+
+
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+def test_vmap(solver, device):
+    cost, num_gt = random_costs(3, 2, 4, 6).to(device), torch.tensor([[4, 1], [0, 2], [3, 3]], device=device)
+    wanted = linear_assignment(cost, num_gt, solver=solver)
+    mapped = torch.vmap(lambda *args: linear_assignment(*args, solver=solver), in_dims=(1, 1))(cost, num_gt)
+    assert all(torch.equal(one, other.transpose(0, 1)) for one, other in zip(mapped, wanted, strict=True))
+    shared = torch.vmap(lambda costs: linear_assignment(costs, num_gt[:, 0], solver=solver).pred_of_gt, 1)(cost)
+    assert torch.equal(shared[0], wanted.pred_of_gt[:, 0]) and (shared[1, 1] == -1).all()
 
 
 def test_solvers_that_there_are():

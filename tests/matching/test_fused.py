@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -300,8 +301,93 @@ def test_wrong_arguments():
         r"labels must have leading dimensions that go with \(2, 3\) of the predictions, got \(4,\)",
         labels=torch.zeros(4, 5, dtype=torch.int64),
     )
-    fails(ValueError, "num_gt must be on cpu", num_gt=good["num_gt"].to("meta"))
-    fails(ValueError, r"labels must be on cpu", labels=good["labels"].to("meta"), num_gt=good["num_gt"].to("meta"))
+    fails(
+        ValueError,
+        r"cls_logits must be \[..., P, C\] and labels \[..., G\], got \(4,\) and \(5,\)",
+        cls_logits=torch.zeros(4),
+        labels=good["labels"][0],
+    )
+    fails(ValueError, r"got \(2, 3, 70, 4\) and \(\)", labels=torch.tensor(1))
+    for weight in ({"l1": [L1Term(term.preds, term.targets, NAN)]}, {"class_cost": ClassCost(NAN)}):
+        fails(ValueError, rf"{'l1.0.' if 'l1' in weight else 'class_cost'}.weight must be a number, got nan", **weight)
+    fails(ValueError, "overlap.weight must be a number, got nan", overlap=OverlapTerm(*vars_of_overlap(boxes), NAN))
+
+
+@pytest.mark.parametrize(
+    "name, field",
+    [
+        ("cls_logits", None),
+        ("labels", None),
+        ("num_gt", None),
+        ("l1", "preds"),
+        ("l1", "targets"),
+        ("l1", "factors"),
+        ("overlap", "preds"),
+        ("overlap", "targets"),
+        ("overlap", "image_sizes"),
+    ],
+)
+def test_every_tensor_is_on_one_device(name, field):
+    good = case(dims=(8,), overlap="giou")
+    value = good[name]
+    if field is None:
+        changed = value.to("meta")
+    else:
+        term = value[0] if name == "l1" else value
+        changed = dataclasses.replace(term, **{field: getattr(term, field).to("meta")})
+        changed = [changed] if name == "l1" else changed
+    where = "meta, got cpu" if name == "cls_logits" else "cpu, got meta"
+    with pytest.raises(ValueError, match=f"must be on {where}"):
+        match_cost(**{**good, name: changed})
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_negative_weights_of_distances(replace, device):
+    arguments = case(dims=(8, 2), overlap="giou", device=device)
+    arguments["cls_logits"][0, 0, 0] = NAN
+    arguments["l1"][1] = dataclasses.replace(arguments["l1"][1], weight=-0.5)
+    cost = check({**arguments, "replace_nonfinite": replace})
+    positive = dataclasses.replace(arguments["l1"][1], weight=0.5)
+    without = match_cost(**{**arguments, "replace_nonfinite": replace, "l1": arguments["l1"][:1]}).cost
+    added = match_cost(**{**arguments, "replace_nonfinite": replace, "l1": [arguments["l1"][0], positive]}).cost
+    finite = without.isfinite() & (without != 100)
+    torch.testing.assert_close(cost[finite], (2 * without - added)[finite], rtol=1e-4, atol=1e-4)
+
+
+@needs_operator
+@pytest.mark.parametrize("overlap, dims", [("giou", (8, 2)), (None, (4,))])
+def test_vmap(overlap, dims):
+    """Over batches with their own ground truth, over predictions alone, over factors, and over single samples."""
+    batches = [case(overlap=overlap, dims=dims, seed=seed) for seed in range(3)]
+    names = ("cls_logits", "labels", "num_gt")
+
+    def tensors(batch):
+        terms = [*batch["l1"], *([batch["overlap"]] if overlap else [])]
+        return [*(batch[name] for name in names), *(part for term in terms for part in parts_of(term))]
+
+    def parts_of(term):
+        return (term.preds, term.targets, term.image_sizes if isinstance(term, OverlapTerm) else term.factors)
+
+    def cost(*args):
+        terms = [args[i : i + 3] for i in range(3, len(args), 3)]
+        boxes = OverlapTerm(*terms.pop(), 2.0) if overlap else None
+        l1 = [L1Term(preds, targets, 0.25, factors) for preds, targets, factors in terms]
+        found = match_cost(args[0], args[1], ClassCost(), l1=l1, overlap=boxes, num_gt=args[2])
+        return found.cost, found.minima
+
+    stacked = [torch.stack(parts) for parts in zip(*map(tensors, batches), strict=True)]
+    own = tensors(batches[0])
+    for mapped in (range(len(own)), (0,), (1, 2), (5,), (3, 5)):
+        in_dims = tuple(0 if i in mapped else None for i in range(len(own)))
+        given = [stacked[i] if i in mapped else part for i, part in enumerate(own)]
+        found = torch.vmap(cost, in_dims)(*given)
+        for index in range(3):
+            wanted = cost(*(part[index] if i in mapped else part for i, part in enumerate(given)))
+            for one, other in zip(found, wanted, strict=True):
+                torch.testing.assert_close(one[index], other, rtol=1e-5, atol=1e-5)
+    single = torch.vmap(lambda logits, labels: match_cost(logits, labels, ClassCost()).cost)
+    found = single(own[0][0], own[1])
+    assert torch.equal(found, match_cost(own[0][0], own[1], ClassCost()).cost)
 
 
 def operator_arguments(dtype=torch.float32, overlap="giou"):

@@ -479,10 +479,11 @@ def test_known_minima_change_nothing(kind, dtype):
 
 def test_minima_that_do_not_fit():
     cost = torch.zeros(2, 3, 70)
+    operator = torch.ops.raggedbev.linear_assignment
     with pytest.raises(ValueError, match=r"minima must have shape \(2, 3, 2\), got \(2, 3, 1\)"):
-        linear_assignment(cost, minima=torch.zeros(2, 3, 1))
+        operator(cost, None, torch.zeros(2, 3, 1), False, False)
     with pytest.raises(ValueError, match=r"minima must have the type .* got torch\.float64 on cpu for torch\.float32"):
-        linear_assignment(cost, minima=torch.zeros(2, 3, 2, dtype=torch.float64))
+        operator(cost, None, torch.zeros(2, 3, 2, dtype=torch.float64), False, False)
     with pytest.raises(ValueError, match="a RaggedBatch must come without"):
         linear_assignment(RaggedBatch(cost, sample_sizes=torch.tensor([3, 1])), minima=torch.zeros(2, 3, 2))
 

@@ -7,7 +7,7 @@ the costs, without a host read; where it is not compiled, SciPy takes all proble
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ __all__ = ["LinearAssignment", "linear_assignment"]
 OK, INFEASIBLE, INVALID = 0, 1, 2
 _SOLVERS = ("auto", "native", "scipy")
 _NONFINITE = ("report", "last_resort")
+COLUMNS_PER_MINIMUM = 64
+"""Predictions of one entry of `minima`."""
 _LONG = 1e6  # sums of this size have no digits below 1e-10
 
 
@@ -118,7 +120,8 @@ def linear_assignment(
             NaN or -inf gets -1 throughout and status 2. 'last_resort': such edges count as worse than every finite
             assignment, so the problem is always solved; status still reports what was met.
         duals: return dual variables, too (native solver only).
-        check: raise for a status other than 0; reads the device.
+        check: raise for a problem without a solution; reads the device. With 'last_resort' there is none, whatever
+            `status` reports.
         minima: [..., G, ceil(P / 64)] smallest cost of every 64 predictions, as `raggedbev.matching.match_cost` returns
             them: the native solver need not look for them. They must be those of `cost`; a RaggedBatch has none.
 
@@ -126,7 +129,7 @@ def linear_assignment(
         The pairs, on the device of `cost`.
 
     Raises:
-        TypeError: `cost` is no tensor and no ragged batch.
+        TypeError: `cost` is no tensor and no ragged batch, or `num_gt` or `minima` are no tensors.
         ValueError: shapes, dtypes, devices or options do not fit, or `check` found a problem.
     """
     check_solver(solver)
@@ -142,11 +145,13 @@ def linear_assignment(
         cost, num_gt = _of_ragged(cost, num_gt)
     elif num_gt is not None:
         num_gt = _broadcast(num_gt, cost)
+    if minima is not None:
+        _check_minima(minima, cost)
     if cost.requires_grad:
         cost = cost.detach()
-    solve = _solve_with_scipy if solver == "scipy" else _solve
+    solve = _solve_on_host if solver == "scipy" else _solve
     results = solve(cost, num_gt, minima, nonfinite == "last_resort", duals)
-    if check:
+    if check and nonfinite == "report":
         _raise_status(results[2])
     return LinearAssignmentWithDuals(*results) if duals else LinearAssignment(results[0], results[1], results[2])
 
@@ -175,6 +180,8 @@ def _of_ragged(cost: RaggedBatch, num_gt: Tensor | None) -> tuple[Tensor, Tensor
 
 def _broadcast(num_gt: Tensor, cost: Tensor) -> Tensor:
     """Counts [...] for cost [..., G, P]."""
+    if not isinstance(num_gt, Tensor):
+        raise TypeError(f"num_gt must be an int32 or int64 tensor, got {type(num_gt).__name__}")
     if num_gt.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"num_gt must be int32 or int64, got {num_gt.dtype}")
     if num_gt.device != cost.device:
@@ -188,6 +195,21 @@ def _broadcast(num_gt: Tensor, cost: Tensor) -> Tensor:
         raise ValueError(
             f"num_gt must be {tuple(lead)} like cost, or broadcast to that, got {tuple(num_gt.shape)}"
         ) from None
+
+
+def _check_minima(minima: Tensor, cost: Tensor) -> None:
+    """[..., G, blocks] for cost [..., G, P]."""
+    if not isinstance(minima, Tensor):
+        raise TypeError(f"minima must be a tensor, got {type(minima).__name__}")
+    shape = (*cost.shape[:-1], -(-cost.shape[-1] // COLUMNS_PER_MINIMUM))
+    if minima.shape != shape:
+        raise ValueError(f"minima must have shape {shape}, got {tuple(minima.shape)}")
+    if minima.device != cost.device:
+        raise ValueError(f"minima must be on {cost.device} like cost, got {minima.device}")
+    if minima.dtype != cost.dtype or minima.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"minima must have the type of float32 or float64 costs, got {minima.dtype} for {cost.dtype} costs"
+        )
 
 
 def _solve_with_scipy(
@@ -288,6 +310,26 @@ def _raise_status(status: Tensor) -> None:
     raise ValueError(f"assignment problem {index} has no solution: {reason}")
 
 
+class _OnHost(torch.autograd.Function):
+    """`_solve_with_scipy` that `torch.vmap` can map."""
+
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return _solve_with_scipy(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, _inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        return add_batch_dim(_solve_on_host)(info, in_dims, *args)
+
+
+def _solve_on_host(*args: Any) -> tuple[Tensor, ...]:
+    return _OnHost.apply(*args)
+
+
 def _solve_fake(
     cost: Tensor, _num_gt: Tensor | None, _minima: Tensor | None, _last_resort: bool, duals: bool
 ) -> tuple[Tensor, ...]:
@@ -301,4 +343,4 @@ def _solve_fake(
     )
 
 
-_solve = load_operator("linear_assignment", fallback=_solve_with_scipy, fake=_solve_fake, vmap=add_batch_dim)
+_solve = load_operator("linear_assignment", fallback=_solve_on_host, fake=_solve_fake, vmap=add_batch_dim)

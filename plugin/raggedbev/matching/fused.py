@@ -7,8 +7,9 @@ nothing is compiled. Beside the costs it returns the minima that the solver star
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,10 @@ from torch import Tensor
 
 from raggedbev._extension import load_operator
 from raggedbev.matching import costs
+from raggedbev.matching.assignment import COLUMNS_PER_MINIMUM
 from raggedbev.matching.costs import ClassCost
 
-__all__ = ["COLUMNS_PER_MINIMUM", "L1Term", "MatchCost", "OverlapTerm", "match_cost"]
-
-COLUMNS_PER_MINIMUM = 64
-"""Predictions of one entry of `MatchCost.minima`."""
+__all__ = ["L1Term", "MatchCost", "OverlapTerm", "match_cost"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +91,7 @@ def match_cost(
         cls_logits: [..., P, C] logits.
         labels: [..., G] integer; a label outside [0, C) has class cost 0, whatever the logits.
         class_cost: the classification cost.
-        l1: at most four distances, which are added.
+        l1: at most four distances, which are added. A negative weight takes the slower path of plain torch.
         overlap: an overlap, which is subtracted.
         num_gt: [...] integer, objects per sample; rows beyond are filler. None: G.
         replace_nonfinite: NaN and +inf become 100 and -inf becomes -100, as StreamPETR's matching has it.
@@ -101,18 +100,26 @@ def match_cost(
         Costs and their minima.
 
     Raises:
-        ValueError: shapes or devices do not fit.
+        ValueError: shapes or devices do not fit, or a weight is NaN.
     """
+    if cls_logits.dim() < 2 or labels.dim() < 1:
+        raise ValueError(
+            "cls_logits must be [..., P, C] and labels [..., G], "
+            f"got {tuple(cls_logits.shape)} and {tuple(labels.shape)}"
+        )
     dtype = _common_type([cls_logits, *(term.preds for term in l1)])
     lead = cls_logits.shape[:-2]
     gt_lead = labels.shape[:-1]
     if gt_lead != lead[len(lead) - len(gt_lead) :]:  # not simply shared: one copy for each problem
         lead = gt_lead = _common_lead(lead, gt_lead)
 
-    def fold(name: str, tensor: Tensor, into: torch.Size, own_dims: int) -> Tensor:
-        """Leading dimensions as one, without views that change nothing: for small batches they take their time."""
+    def check_device(name: str, tensor: Tensor) -> None:
         if tensor.device != cls_logits.device:
             raise ValueError(f"{name} must be on {cls_logits.device}, got {tensor.device}")
+
+    def fold(name: str, tensor: Tensor, into: torch.Size, own_dims: int) -> Tensor:
+        """Leading dimensions as one, without views that change nothing: for small batches they take their time."""
+        check_device(name, tensor)
         if tensor.requires_grad:
             tensor = tensor.detach()
         shape = tensor.shape
@@ -138,7 +145,12 @@ def match_cost(
         boxes = fold_data("overlap.preds", overlap.preds, lead)
         gt_boxes = fold_data("overlap.targets", overlap.targets, gt_lead)
         sizes = fold_data("overlap.image_sizes", overlap.image_sizes, gt_lead, 1)
-    cost, minima = _match_cost(
+    for i, term in enumerate(l1):
+        if term.factors is not None:
+            check_device(f"l1[{i}].factors", term.factors)
+    _check_weights(class_cost, l1, overlap)
+    is_negative = any(term.weight < 0 for term in l1)
+    cost, minima = (_match_cost_with_torch if is_negative else _match_cost)(
         fold_data("cls_logits", cls_logits, lead),
         fold("labels", labels, gt_lead, 1),
         fold("num_gt", num_gt, gt_lead, 0),
@@ -161,6 +173,16 @@ def match_cost(
     if len(lead) != 1:
         cost, minima = cost.reshape(*lead, *cost.shape[1:]), minima.reshape(*lead, *minima.shape[1:])
     return MatchCost(cost, minima)
+
+
+def _check_weights(class_cost: ClassCost, l1: Sequence[L1Term], overlap: OverlapTerm | None) -> None:
+    """ValueError for a weight that is NaN: all costs would be."""
+    weights = {"class_cost": class_cost.weight} | {f"l1[{i}]": term.weight for i, term in enumerate(l1)}
+    if overlap is not None:
+        weights["overlap"] = overlap.weight
+    for name, weight in weights.items():
+        if weight != weight:
+            raise ValueError(f"{name}.weight must be a number, got {weight}")
 
 
 def _common_lead(lead: torch.Size, gt_lead: torch.Size) -> torch.Size:
@@ -240,4 +262,48 @@ def _match_cost_fake(cls_logits: Tensor, labels: Tensor, *_args: object) -> tupl
     )
 
 
-_match_cost = load_operator("match_cost", fallback=_match_cost_with_torch, fake=_match_cost_fake)
+def _mapped_match_cost(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    """vmap rule: mapped dimensions stand between layers and samples, so that problem n still has ground truth n % M."""
+
+    def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        def first(tensor: Tensor, dim: int | None) -> Tensor:
+            return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+        logits, labels = (first(args[i], in_dims[i]) for i in (0, 1))
+        samples, problems = labels.shape[1], logits.shape[1]
+        layers = problems // samples if samples else 0
+
+        def of_problems(tensor: Tensor) -> Tensor:
+            """[V, L * M, ...] -> [L * V * M, ...]"""
+            return tensor.reshape(info.batch_size, layers, samples, *tensor.shape[2:]).transpose(0, 1).flatten(0, 2)
+
+        def of_samples(tensor: Tensor, dim: int | None) -> Tensor:
+            return first(tensor, dim).flatten(0, 1)
+
+        preds, gt, factors = list(args[3]), list(args[4]), list(args[5])
+        for i, dim in enumerate(in_dims[5]):
+            preds[i], gt[i] = first(preds[i], in_dims[3][i]), first(gt[i], in_dims[4][i])
+            if dim is not None:  # the operator has one for all problems
+                factor = first(factors[i], dim)[:, None, None]
+                preds[i], gt[i], factors[i] = preds[i] * factor, gt[i] * factor, None
+            preds[i], gt[i] = of_problems(preds[i]), gt[i].flatten(0, 1)
+        boxes, gt_boxes, sizes = args[7:10]
+        if boxes is not None:
+            boxes = of_problems(first(boxes, in_dims[7]))
+            gt_boxes, sizes = of_samples(gt_boxes, in_dims[8]), of_samples(sizes, in_dims[9])
+        found = operator(
+            of_problems(logits), labels.flatten(0, 1), of_samples(args[2], in_dims[2]), preds, gt, factors, args[6],
+            boxes, gt_boxes, sizes, *args[10:],
+        )  # fmt: skip
+        cost, minima = (
+            part.reshape(layers, info.batch_size, samples, *part.shape[1:]).transpose(0, 1).flatten(1, 2)
+            for part in found
+        )
+        return (cost, minima), (0, 0)
+
+    return rule
+
+
+_match_cost = load_operator(
+    "match_cost", fallback=_match_cost_with_torch, fake=_match_cost_fake, vmap=_mapped_match_cost
+)
