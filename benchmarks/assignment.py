@@ -9,7 +9,9 @@
 A line is one kind of cost and one shape, problems x objects x predictions in float32: medians in ms for the whole
 batch, the solvers taking turns. Total costs must agree before anything is timed. In brackets: how many times slower
 than the native solver on as many threads. Kinds: 'random' uniform costs; 'trained' one close prediction per object;
-'crowded' all objects within a few metres, which compete for the same predictions.
+'crowded' all objects within a few metres, which compete for the same predictions; 'sentinels' random, and FLT_MAX for
+three of ten pairs. Calls of the small study take turns with eight batches: a processor that sees the same costs again
+and again foresees its branches, which no training loop lets it do.
 
 Peers: SciPy's solver, one problem after the other (on CUDA with the copies to the host and back); lapx's batch solver
 where lapx is installed; on CUDA torch-linear-assignment where that is installed. A peer that would need more than
@@ -40,10 +42,12 @@ from raggedbev import linear_assignment
 from raggedbev.profiling.interleave import Progress, calls_to_last
 from raggedbev.profiling.report import describe_machine, write_json
 
-KINDS = ("random", "trained", "crowded")
+KINDS = ("random", "trained", "crowded", "sentinels")
+KINDS_OF = {"table": KINDS[:3], "small": KINDS, "growth": KINDS[1:3]}
 TABLE = ("48x10x900", "48x60x428", "48x100x900", "48x200x300", "48x200x900", "8x60x20000")
 SMALL = tuple(f"{problems}x{objects}x{preds}" for problems in (1, 2, 6) for objects, preds in
-              ((1, 10), (1, 900), (5, 10), (5, 900), (10, 900), (60, 900)))  # fmt: skip
+              ((1, 10), (1, 900), (5, 5), (5, 10), (5, 900), (10, 900), (20, 20), (60, 900)))  # fmt: skip
+BATCHES = {"table": 1, "small": 8, "growth": 1}
 GROWTH = {
     "objects": tuple(f"48x{objects}x900" for objects in (5, 10, 20, 50, 100, 200, 400)),
     "predictions": tuple(f"8x60x{preds}" for preds in (100, 300, 900, 2000, 5000, 10000, 20000)),
@@ -77,8 +81,10 @@ def make_costs(kind: str, shape: Shape, seed: int) -> Tensor:
     """[problems, num_gt, num_preds] float32."""
     problems, num_gt, num_preds = shape.problems, shape.num_gt, shape.num_preds
     generator = torch.Generator().manual_seed(seed)
-    if kind == "random":
-        return torch.rand(problems, num_gt, num_preds, generator=generator)
+    if kind in ("random", "sentinels"):
+        cost = torch.rand(problems, num_gt, num_preds, generator=generator)
+        forbidden = torch.rand(cost.shape, generator=generator) < (0.3 if kind == "sentinels" else 0.0)
+        return cost.masked_fill_(forbidden, torch.finfo(cost.dtype).max)
     spread = 6.0 if kind == "crowded" else 100.0
     objects = (torch.rand(problems, num_gt, 2, generator=generator) - 0.5) * spread
     preds = (torch.rand(problems, num_preds, 2, generator=generator) - 0.5) * 100
@@ -166,35 +172,38 @@ def total_costs(cost: Tensor, pred_of_gt: Tensor) -> Tensor:
     return torch.where(pred_of_gt >= 0, matched, 0.0).sum(-1)
 
 
-def seconds(solve: Callable[[Tensor], Tensor], cost: Tensor, calls: int = 1) -> float:
-    """Of one call, when `calls` are made."""
-    wait = torch.cuda.synchronize if cost.is_cuda else lambda: None
+def seconds(solve: Callable[[Tensor], Tensor], costs: list[Tensor], rounds: int = 1) -> float:
+    """Of one call, when `rounds` are made of all batches."""
+    wait = torch.cuda.synchronize if costs[0].is_cuda else lambda: None
     wait()
     start = time.perf_counter()
-    for _ in range(calls):
-        solve(cost)
+    for _ in range(rounds):
+        for cost in costs:
+            solve(cost)
     wait()
-    return (time.perf_counter() - start) / calls
+    return (time.perf_counter() - start) / (rounds * len(costs))
 
 
 def time_case(
-    arms: dict[str, Callable[[Tensor], Tensor]], cost: Tensor, repeats: int, budget: float
+    arms: dict[str, Callable[[Tensor], Tensor]], costs: list[Tensor], repeats: int, budget: float
 ) -> dict[str, float]:
-    """Median milliseconds per solver, of those that stay within `budget` seconds."""
-    part = cost[: math.ceil(len(cost) / 16)]
-    calls, totals = {}, {}
+    """Median milliseconds of a batch per solver, of those that stay within `budget` seconds."""
+    problems = len(costs[0])
+    part = costs[0][: math.ceil(problems / 16)]
+    rounds, totals = {}, {}
     for name, solve in arms.items():
         solve(part)
-        if seconds(solve, part) * len(cost) / len(part) * (repeats + 2) <= budget or not totals:
-            totals[name] = total_costs(cost, solve(cost))
-            calls[name] = calls_to_last(lambda n, solve=solve: n * seconds(solve, cost, n), SHORTEST)
+        a_round = seconds(solve, [part]) * problems / len(part) * len(costs)
+        if a_round * (repeats + 2) <= budget or not totals:
+            totals[name] = torch.cat([total_costs(cost, solve(cost)) for cost in costs])
+            rounds[name] = calls_to_last(lambda n, solve=solve: n * len(costs) * seconds(solve, costs, n), SHORTEST)
     least = torch.stack(list(totals.values())).amin(0)
     for name, total in totals.items():
         torch.testing.assert_close(total, least, msg=lambda text, name=name: f"{name} is not optimal: {text}")
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in rounds}
     for _ in range(repeats):
-        for name in calls:
-            times[name].append(seconds(arms[name], cost, calls[name]) * 1e3)
+        for name in rounds:
+            times[name].append(seconds(arms[name], costs, rounds[name]) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -208,7 +217,7 @@ def line(kind: str, shape: Shape, times: dict[str, float]) -> str:
     threads = [ms for name, ms in times.items() if name.startswith("native")]
     if len(threads) > 1:
         cells.append(f"{threads[0] / threads[-1]:.2f}x by threads")
-    return f"{kind:8} {shape!s:12} " + "  ".join(cells)
+    return f"{kind:9} {shape!s:12} " + "  ".join(cells)
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
@@ -249,7 +258,7 @@ def main() -> None:
         "--study", choices=("table", "small", "growth"), default="table", help="which lines (default: table)"
     )
     parser.add_argument("--shapes", nargs="+", type=Shape.parse, help="problems x objects x predictions")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="default: all; for growth trained and crowded")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="default: by study; sentinels for small only")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", nargs="+", type=int, default=[1], help="of native and lapx, CPU (default: 1)")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each arm (default: %(default)s)")
@@ -276,13 +285,15 @@ def main() -> None:
     if args.shapes:
         shapes = {axis: tuple(args.shapes) for axis in shapes}
     rows = []
-    kinds = args.kinds or (("trained", "crowded") if args.study == "growth" else KINDS)
+    kinds = args.kinds or KINDS_OF[args.study]
     progress = Progress(len(kinds) * sum(map(len, shapes.values())))
     for kind in kinds:
         for axis, shapes_of_axis in shapes.items():
             for shape in shapes_of_axis:
                 progress.step(f"{kind} {shape}")
-                times = time_case(arms, make_costs(kind, shape, args.seed).to(device), args.repeats, args.budget)
+                seeds = range(args.seed, args.seed + BATCHES[args.study])
+                costs = [make_costs(kind, shape, seed).to(device) for seed in seeds]
+                times = time_case(arms, costs, args.repeats, args.budget)
                 rows.append({"kind": kind, "axis": axis, "shape": str(shape), **vars(shape), "ms": times})
                 progress.clear()
                 print(line(kind, shape, times), flush=True)

@@ -34,7 +34,7 @@ def test_report(monkeypatch, tmp_path, capsys):
     run(monkeypatch, "--shapes", "2x3x7", "2x7x3", "--threads", "1", "2", "--json", path)
     report = json.loads(path.read_text())
     assert [(row["kind"], row["shape"]) for row in report["rows"]] == [
-        (kind, shape) for kind in benchmark.KINDS for shape in ("2x3x7", "2x7x3")
+        (kind, shape) for kind in ("random", "trained", "crowded") for shape in ("2x3x7", "2x7x3")
     ]
     assert all({"native@1", "native@2", "scipy"} <= set(row["ms"]) for row in report["rows"])
     assert report["rows"][0].items() >= {"problems": 2, "num_gt": 3, "num_preds": 7}.items()
@@ -58,7 +58,7 @@ def test_growth_is_plotted(monkeypatch, tmp_path):
 
 def test_a_slow_peer_is_left_out():
     arms = {"native": benchmark.solve_native, "slow": lambda cost: time.sleep(0.2) or benchmark.solve_scipy(cost)}
-    times = benchmark.time_case(arms, benchmark.make_costs("random", SMALL, 0), repeats=1, budget=0.1)
+    times = benchmark.time_case(arms, [benchmark.make_costs("random", SMALL, 0)], repeats=1, budget=0.1)
     assert set(times) == {"native"}
 
 
@@ -75,7 +75,17 @@ def test_a_solver_that_is_not_optimal_is_found():
         arms = {"native": benchmark.solve_native, "scipy": benchmark.solve_scipy}
         arms[wrong] = lambda cost: benchmark.solve_native(-cost)
         with pytest.raises(AssertionError, match=f"{wrong} is not optimal"):
-            benchmark.time_case(arms, cost, 1, 60.0)
+            benchmark.time_case(arms, [cost], 1, 60.0)
+
+
+def test_small_study_takes_turns_with_batches(monkeypatch, tmp_path):
+    seen = set()
+    solve = benchmark.solve_native
+    monkeypatch.setattr(benchmark, "solve_native", lambda cost: seen.add(cost.data_ptr()) or solve(cost))
+    run(monkeypatch, "--study", "small", "--shapes", "1x5x5", "--json", tmp_path / "small.json")
+    rows = json.loads((tmp_path / "small.json").read_text())["rows"]
+    assert [row["kind"] for row in rows] == list(benchmark.KINDS) and len(seen) >= 8
+    assert {"1x20x20", "6x20x20", "1x5x5"} <= set(benchmark.SMALL)
 
 
 @pytest.mark.parametrize("kind", benchmark.KINDS)
