@@ -225,11 +225,22 @@ def test_defaults_are_mmdets(kind):
         ([{**MASK_CE, "use_sigmoid": False}], "implements use_sigmoid=True only, got False"),
         ([{**DICE, "pred_act": 1}], r"match_costs\[0\].pred_act must be True or False, got 1"),
         ([{**DICE, "weight": True}], r"match_costs\[0\].weight must be a number, got True"),
+        ([SOFTMAX, {**L1, "weight": float("nan")}], r"match_costs\[1\].weight must be a number, got nan"),
     ],
 )
 def test_wrong_costs_are_named(match_costs, message):
     with pytest.raises(ValueError, match=message):
         BatchedHungarianAssigner(match_costs)
+
+
+@pytest.mark.parametrize("cost", [L1, GIOU, FOCAL, {**L1, "box_format": "xyxy"}], ids=str)
+def test_negative_weights_are_those_of_mmdet(cost):
+    case = image(3, (90, 120), dtype=torch.float64)
+    costs = [SOFTMAX, GIOU, {**cost, "weight": -1.5}]
+    torch.testing.assert_close(our_cost(costs, *case), stock_cost(costs, *case).T, rtol=1e-9, atol=1e-9)
+    preds, truth, meta = image(3, (90, 120))
+    found, wanted = (builder(costs).assign(preds, truth, img_meta=meta).gt_inds for builder in (ours, stock))
+    assert torch.equal(found, wanted)
 
 
 def test_scopes_of_inherited_configs_are_ignored():
