@@ -2,7 +2,7 @@
 # Builds the package with AddressSanitizer and UndefinedBehaviorSanitizer into build/sanitize, and runs the tests of the
 # compiled operators with it, indices and sizes far outside the tensors among them: once the kernels of the CPU, once the
 # host twins of the device's kernels with their lanes in shuffled orders. Before that, ThreadSanitizer looks for syncs that
-# the assignment's kernels lack. The normal build is not touched. Needs g++. TWINS="0 1 shuffle:7" chooses what pytest
+# the kernels of match costs and assignment lack. The normal build is not touched. Needs g++. TWINS="0 1 shuffle:7" chooses what pytest
 # runs on; arguments go to pytest.
 #
 #   scripts/sanitize.sh
@@ -19,7 +19,7 @@ mkdir -p "$build"
 # note TEXT: what comes now, with the time since the start.
 note() { printf '[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$1"; }
 
-note "ThreadSanitizer over the assignment's kernels (1 minute)"
+note "ThreadSanitizer over the kernels of match costs and assignment (1 minute)"
 g++ -std=c++17 -O1 -g -fsanitize=thread -I csrc tests/matching/races.cpp -o "$build/races"
 RAGGEDBEV_HOST_TWIN=shuffle TSAN_OPTIONS=halt_on_error=1 "$build/races"
 
