@@ -12,7 +12,7 @@ import argparse
 import time
 from pathlib import Path
 
-from raggedbev.mm.engine import add_common_arguments, load_config, require_checkpoint, run_as_command
+from raggedbev.mm.engine import ToolRunner, add_common_arguments, load_config, require_checkpoint, run_as_command
 
 MULTI_VIEW = "multi-view_det"
 TASKS = ["mono_det", MULTI_VIEW, "lidar_det", "lidar_seg", "multi-modality_det"]
@@ -49,9 +49,7 @@ def main() -> None:
         config.test_dataloader.dataset.pipeline = config.tta_pipeline
         config.model = dict(**config.tta_model, module=config.model)
 
-    from mmengine.runner import Runner
-
-    runner = Runner.from_cfg(config)
+    runner = ToolRunner.from_cfg(config)
     folder = Path(runner.log_dir) / (args.show_dir or "pictures")
     if draw:
         runner.test_evaluator.metrics[0].jsonfile_prefix = str(folder)

@@ -11,7 +11,7 @@ import argparse
 
 import torch
 
-from raggedbev.mm.engine import add_common_arguments, load_config, require_checkpoint, run_as_command
+from raggedbev.mm.engine import ToolRunner, add_common_arguments, load_config, require_checkpoint, run_as_command
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,9 +63,7 @@ def main() -> None:
     if config.load_from:
         require_checkpoint(config.load_from)
 
-    from mmengine.runner import Runner
-
-    Runner.from_cfg(config).train()
+    ToolRunner.from_cfg(config).train()
 
 
 if __name__ == "__main__":

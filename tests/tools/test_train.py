@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from launch import ROOT, environment, run_tool
@@ -113,6 +116,29 @@ def test_kill_and_resume_continue_the_data_stream(tiny, trained, tmp_path):
     )
     assert "resumed epoch: 0, iter: " + str(saved) in output
     assert sorted(_scalars(tmp_path)) == [saved + 1, saved + 2]
+
+
+def test_dead_worker_is_named_and_the_run_resumed(tiny, tmp_path):
+    config = tiny["batched"]
+    command = [sys.executable, "tools/train.py", str(config), "--work-dir", str(tmp_path), "--cfg-options"]
+    command += ["train_cfg.max_iters=400", "train_dataloader.num_workers=1", "train_dataloader.persistent_workers=True"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "last_checkpoint").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    sentence = (
+        rf"error: a data worker died \(process {workers[-1]}\) (while it was loading frame \d|between two samples)"
+    )
+    assert process.returncode == 1 and re.search(sentence, output) and "Traceback" not in output, output
+    saved = int((tmp_path / "last_checkpoint").read_text().rsplit("_", 1)[1].removesuffix(".pth"))
+    iters = f"train_cfg.max_iters={saved + 1}"
+    output = run_tool("tools/train.py", config, "--work-dir", tmp_path, "--resume", "--cfg-options", iters)
+    assert f"resumed epoch: 0, iter: {saved}" in output and sorted(_scalars(tmp_path)) == [saved + 1]
 
 
 def test_resumed_run_sees_the_frames_of_the_uninterrupted_one(tiny, trained, tmp_path):

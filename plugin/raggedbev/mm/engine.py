@@ -1,6 +1,6 @@
-"""What `tools/train.py` and `tools/test.py` share: command line, config, distribution, checkpoints, one-line errors.
+"""What `tools/train.py` and `tools/test.py` share: command line, config, runner, distribution, checkpoints, errors.
 
-In: command-line arguments. Out: an mmengine ``Config`` that is ready for ``Runner.from_cfg``.
+In: command-line arguments. Out: an mmengine ``Config`` that is ready for ``ToolRunner.from_cfg``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ import traceback
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from mmengine.config import Config, DictAction
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from raggedbev.mm.workers import name_dead_workers, note_items
 
 __all__ = [
+    "ToolRunner",
     "add_common_arguments",
     "allow_checkpoint_globals",
     "load_config",
@@ -60,6 +66,43 @@ def allow_checkpoint_globals() -> None:
             (_history_method, "builtins.getattr"),
         ]
     )
+
+
+class ToolRunner(Runner):
+    """mmengine's runner; where a data worker dies, its error names the sample, and loaders pin memory for CUDA.
+
+    Both hold for training, validation and test in any loop. A `pin_memory` of the config is kept.
+    """
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args: Any, **kwargs: Any) -> DataLoader:
+        """Build a dataloader as mmengine does.
+
+        Args:
+            dataloader: or its config.
+            args: further arguments of mmengine's method.
+            kwargs: the same by name.
+        """
+        if isinstance(dataloader, dict):
+            dataloader = {"pin_memory": torch.cuda.is_available(), **dataloader}
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        note_items(loader)
+        return loader
+
+    def train(self) -> torch.nn.Module:
+        """Train; returns the model."""
+        with name_dead_workers():
+            return super().train()
+
+    def val(self) -> dict:
+        """Validate; returns the metrics."""
+        with name_dead_workers():
+            return super().val()
+
+    def test(self) -> dict:
+        """Test; returns the metrics."""
+        with name_dead_workers():
+            return super().test()
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

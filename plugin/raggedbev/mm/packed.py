@@ -31,6 +31,7 @@ __all__ = [
     "UnpackedSamples",
     "column",
     "describe_sample",
+    "names_of",
     "new_buffer",
     "tensor_of",
 ]
@@ -385,14 +386,17 @@ def new_buffer(num_bytes: int) -> Tensor:
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (num_bytes,), (1,))
 
 
+def names_of(values: Any) -> str:
+    """What tells a sample from others, of a data sample or a dict: its token, number or file, as far as it has them."""
+    known = {key: values.get(key) for key in _NAMES_OF_SAMPLES if key in values}
+    first = {key: next(iter(value), None) if isinstance(value, list | tuple) else value for key, value in known.items()}
+    return ", ".join(f"{key} {value}" for key, value in first.items())
+
+
 def describe_sample(sample: BaseDataElement, index: int) -> str:
     """How messages name a data sample: its place in the batch, and what its meta information says."""
-    known = {key: sample.get(key) for key in _NAMES_OF_SAMPLES if key in sample}
-    if isinstance(known.get("img_paths"), Sequence) and not isinstance(known["img_paths"], str):
-        known["img_paths"] = next(iter(known["img_paths"]), None)
-    return f"sample {index} of the batch" + (
-        f" ({', '.join(f'{key} {value}' for key, value in known.items())})" if known else ""
-    )
+    names = names_of(sample)
+    return f"sample {index} of the batch" + (f" ({names})" if names else "")
 
 
 def _is_instance_list(value: Any) -> bool:

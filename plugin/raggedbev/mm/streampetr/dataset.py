@@ -21,7 +21,6 @@ from mmengine.fileio import load
 
 from raggedbev.geometry import invert_rigid
 from raggedbev.mm.images.loading import LoadMultiViewImageTurbo
-from raggedbev.mm.workers import WorkerNotes
 from raggedbev.nuscenes import CAMERAS, DETECTION_CLASSES
 
 DEFAULT_PREFIX = {
@@ -158,7 +157,6 @@ class StreamNuScenesDataset(NuScenesDataset):
         self.random_length = random_length
         self.keep_in_memory = keep_in_memory
         self._kept_frames: dict[int, dict] = {}
-        self.worker_notes = WorkerNotes()
         self.cameras = tuple(cameras)
         self._wanted_version = (metainfo or {}).get("version")
         super().__init__(
@@ -395,7 +393,6 @@ class StreamNuScenesDataset(NuScenesDataset):
             dict(inputs=dict(img=[N, 3, H, W]), data_samples=sample), or for a window
             dict(inputs=dict(img=[T, N, 3, H, W]), data_samples=list of T samples).
         """
-        self.worker_notes.take(index)
         if self.queue_length == 1:
             return self._frame(index)
         infos = [self.get_data_info(int(frame_index)) for frame_index in self.window_indices(index)]

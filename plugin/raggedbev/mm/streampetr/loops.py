@@ -13,7 +13,7 @@ from mmengine.runner import IterBasedTrainLoop, set_random_seed
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 from torch.utils.data import DataLoader
 
-from raggedbev.mm.workers import name_dead_workers
+from raggedbev.mm.workers import NotingStart, name_dead_workers, note_items
 
 STREAM_SEED = "stream_seed"  # in the message hub, which checkpoints hold
 
@@ -51,20 +51,26 @@ class StreamTrainLoop(IterBasedTrainLoop):
             dataloader = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=different_seeds)
         super().__init__(runner, _UnstartedLoader(dataloader), max_iters, **kwargs)
         self.dataloader = dataloader
+        note_items(dataloader)
 
     def run(self) -> torch.nn.Module:
         """Train from the current iteration to `max_iters`; returns the model.
 
         Raises:
-            ChildProcessError: a worker of the dataloader died; the frame that it was at is named.
+            ChildProcessError: a worker of a dataloader died, in validation too; the frame that it was at is named.
         """
+        if self.runner.val_loop is not None:
+            note_items(self.runner.val_loop.dataloader)
+        with name_dead_workers():
+            return self._train()
+
+    def _train(self) -> torch.nn.Module:
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.dataloader_iterator = self._start_data()
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
-            with name_dead_workers(self.dataloader.dataset):
-                self.run_iter(next(self.dataloader_iterator))
+            self.run_iter(next(self.dataloader_iterator))
             self._decide_current_val_interval()
             if self._validation_is_due():
                 self.runner.val_loop.run()
@@ -112,7 +118,8 @@ class StreamTrainLoop(IterBasedTrainLoop):
 
     def _seed_workers(self) -> None:
         """Seed workers by the iteration, too, if the runner seeds them."""
-        init = self.dataloader.worker_init_fn
+        start = self.dataloader.worker_init_fn
+        init = start.init if isinstance(start, NotingStart) else None
         if isinstance(init, functools.partial) and isinstance(init.keywords.get("seed"), int):
             seed = (init.keywords["seed"] + self._iter) % 2**31
-            self.dataloader.worker_init_fn = functools.partial(init.func, *init.args, **{**init.keywords, "seed": seed})
+            start.init = functools.partial(init.func, *init.args, **{**init.keywords, "seed": seed})
