@@ -24,6 +24,7 @@ from raggedbev.ragged.primitives import ragged_pack_
 from raggedbev.ragged.transfer import BufferPlan
 
 __all__ = [
+    "BOX_NUMBERS",
     "META_KEYS",
     "PackedInstances",
     "PackedSamples",
@@ -53,7 +54,7 @@ META_KEYS = (
 )
 _FLOAT64_KEYS = ("timestamp",)  # seconds since 1970: in float32 they would be minutes off
 _NAMES_OF_SAMPLES = ("token", "sample_idx", "img_id", "lidar_path", "img_path", "img_paths")
-_BOX_NUMBERS = 7  # of a box, that have to be finite; velocities behind them may be unknown
+BOX_NUMBERS = 7  # of a box, that have to be finite; velocities behind them may be unknown
 
 
 class _BoxClass(NamedTuple):
@@ -447,10 +448,10 @@ def _check_finite(packed: Tensor, tensors: list[Tensor], name: str, titles: list
     """Boxes [U, G, D] that a loss can be computed for."""
     if "bboxes" not in name or not packed.is_floating_point() or packed.dim() != 3:
         return
-    if torch.isfinite(packed[..., :_BOX_NUMBERS]).all():
+    if torch.isfinite(packed[..., :BOX_NUMBERS]).all():
         return
     for tensor, title in zip(tensors, titles, strict=True):
-        wrong = (~torch.isfinite(tensor[:, :_BOX_NUMBERS])).any(1).nonzero().flatten().tolist()
+        wrong = (~torch.isfinite(tensor[:, :BOX_NUMBERS])).any(1).nonzero().flatten().tolist()
         if wrong:
             raise ValueError(f"{title}: {name}[{wrong[0]}] is not finite, {tensor[wrong[0]].tolist()}")
 

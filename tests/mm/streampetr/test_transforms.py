@@ -106,6 +106,37 @@ def test_range_filter():
         StreamPETRRangeFilter([0, 1])
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("column", [0, 5, 6])
+def test_3d_box_that_is_not_finite_is_named(frame, value, column):
+    boxes = frame["gt_bboxes_3d"].tensor
+    boxes[1, column] = value
+    message = r"gt_bboxes_3d of frame sample-0-2 must be finite, got \[.*(nan|inf).*\] for object 1$"
+    range_filter = StreamPETRRangeFilter([-50, -50, -5, 50, 50, 3])
+    with pytest.raises(ValueError, match=message):
+        range_filter(frame)
+    frame["gt_labels_3d"][1] = -1  # of a class that is not trained on
+    assert len(range_filter(frame)["gt_bboxes_3d"]) < len(boxes)
+
+
+def test_velocities_may_be_unknown(frame):
+    frame["gt_bboxes_3d"].tensor[:, 7:] = np.nan
+    assert len(StreamPETRRangeFilter([-60, -60, -5, 60, 60, 3])(frame)["gt_bboxes_3d"])
+
+
+@pytest.mark.parametrize("key", ["bboxes", "centers2d", "depths"])
+def test_2d_object_that_is_not_finite_is_named(frame, key):
+    camera = next(i for i, instances in enumerate(frame["cam_instances"]) if (instances["labels"] >= 0).any())
+    instances = frame["cam_instances"][camera]
+    index = int((instances["labels"] >= 0).argmax())
+    instances[key].reshape(len(instances[key]), -1)[index, -1] = np.nan
+    message = rf"{key} of camera {camera} of frame sample-0-2 must be finite, got .*nan.* for object {index}$"
+    with pytest.raises(ValueError, match=message):
+        StreamPETRLoadCamInstances()(frame)
+    instances["labels"][index] = -1
+    StreamPETRLoadCamInstances()(frame)
+
+
 # ---- resize, crop, flip ----
 
 

@@ -18,6 +18,7 @@ from mmengine.structures import InstanceData
 
 from raggedbev.mm.images.files import decode_by_opencv, frame_name, read_file
 from raggedbev.mm.images.loading import mixed_sizes_message
+from raggedbev.mm.packed import BOX_NUMBERS
 
 
 @TRANSFORMS.register_module()
@@ -64,6 +65,7 @@ class StreamPETRLoadCamInstances(BaseTransform):
 
         Raises:
             KeyError: the info file has no 2D boxes.
+            ValueError: a number of an object of a known class is NaN or infinite.
         """
         if "cam_instances" not in results:
             raise KeyError(
@@ -71,9 +73,12 @@ class StreamPETRLoadCamInstances(BaseTransform):
             )
         keys = {"gt_bboxes": "bboxes", "gt_bboxes_labels": "labels", "centers_2d": "centers2d", "depths": "depths"}
         results.update({key: [] for key in keys})
-        for instances in results["cam_instances"]:
+        for camera, instances in enumerate(results["cam_instances"]):
+            known = instances["labels"] >= 0
+            for key in ("bboxes", "centers2d", "depths"):
+                _check_finite(results, f"{key} of camera {camera}", instances[key], known)
             size = instances["bboxes"][:, 2:] - instances["bboxes"][:, :2]
-            keep = (size >= 1).all(axis=1) & (instances["labels"] >= 0)
+            keep = (size >= 1).all(axis=1) & known
             for key, source in keys.items():
                 results[key].append(instances[source][keep])
         return results
@@ -95,8 +100,13 @@ class StreamPETRRangeFilter(BaseTransform):
         self.point_cloud_range = tuple(float(value) for value in point_cloud_range)
 
     def transform(self, results: dict) -> dict:
-        """Filter the 3D ground truth."""
+        """Filter the 3D ground truth.
+
+        Raises:
+            ValueError: a box of a known class is NaN or infinite; its velocity may be.
+        """
         boxes, labels = results["gt_bboxes_3d"], results["gt_labels_3d"]
+        _check_finite(results, "gt_bboxes_3d", boxes.tensor[:, :BOX_NUMBERS].numpy(), np.asarray(labels) >= 0)
         low = boxes.tensor.new_tensor(self.point_cloud_range[:2])
         high = boxes.tensor.new_tensor(self.point_cloud_range[3:5])
         centers = boxes.tensor[:, :2]
@@ -230,6 +240,15 @@ class PackStreamPETRInputs(BaseTransform):
         sample.set_metainfo({key: results[key] for key in self.meta_keys if key in results})
         images = torch.from_numpy(np.stack(results["img"])).permute(0, 3, 1, 2).contiguous()
         return {"inputs": {"img": images}, "data_samples": sample}
+
+
+def _check_finite(results: dict, name: str, values: np.ndarray, known: np.ndarray) -> None:
+    """Numbers [G, ...] of a frame's objects, of those that are `known` [G]; filters would drop NaN without a word."""
+    wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim))) & known
+    if wrong.any():
+        index = int(wrong.argmax())
+        frame = frame_name(results) or "a frame"
+        raise ValueError(f"{name} of {frame} must be finite, got {values[index].tolist()} for object {index}")
 
 
 def _check_lengths(results: dict, *names: str, camera: int | None = None) -> None:
