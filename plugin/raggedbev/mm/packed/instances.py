@@ -1,0 +1,72 @@
+"""Packed instances on the device: ragged batches in, `InstanceData` whose tensors are views of them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from raggedbev.mm.packed.boxes import BoxClass, tensor_of
+from raggedbev.ragged import RaggedBatch
+from raggedbev.ragged.pack import split_reversibly
+
+
+class PackedInstances:
+    """Instances of U units (samples or images) in ragged batches.
+
+    Args:
+        fields: by name [U, G, ...]; they share sizes and mask.
+        box_classes: by name, for fields whose units are box objects.
+        kept: by name one value per unit, for fields that cannot be packed.
+    """
+
+    def __init__(self, fields: dict[str, RaggedBatch], box_classes: dict[str, BoxClass], kept: dict[str, list]) -> None:
+        self.fields, self.box_classes, self.kept = fields, box_classes, kept
+        self._views: dict[str, list[Tensor]] = {}
+
+    def views(self, name: str) -> list[Tensor]:
+        """A field unit by unit; views of which `combine_data` makes the batch again. No device is read."""
+        if name not in self._views:
+            self._views[name] = split_reversibly(self.fields[name])
+        return self._views[name]
+
+    def instance(self, unit: int) -> InstanceData:
+        """Instances of one unit; their tensors are views of the batches."""
+        instance = InstanceData()
+        for name in self.fields:
+            view, box_class = self.views(name)[unit], self.box_classes.get(name)
+            setattr(instance, name, view if box_class is None else box_class.wrap(view))
+        for name, values in self.kept.items():
+            setattr(instance, name, values[unit])
+        return instance
+
+
+class UnitList(Sequence):
+    """Units `start` to `stop` of a pack as a list of `InstanceData`, each made when it is asked for."""
+
+    def __init__(self, pack: PackedInstances, start: int, stop: int) -> None:
+        self._pack, self._units = pack, range(start, stop)
+        self._made: dict[int, InstanceData] = {}
+
+    def __len__(self) -> int:
+        return len(self._units)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        unit = self._units[index]
+        if unit not in self._made:
+            self._made[unit] = self._pack.instance(unit)
+        return self._made[unit]
+
+    def column(self, name: str) -> list[Tensor]:
+        """A field of all units."""
+        views = [] if len(self._made) == len(self) else self._pack.views(name)
+        return [tensor_of(self._made[i].get(name)) if i in self._made else views[i] for i in self._units]
+
+
+def column(units: Sequence[InstanceData], name: str) -> list[Tensor]:
+    """A field of all units; of a `UnitList` without making its instances."""
+    return units.column(name) if isinstance(units, UnitList) else [tensor_of(unit.get(name)) for unit in units]
