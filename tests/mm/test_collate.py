@@ -330,12 +330,12 @@ def _with_another_field(sample):
     sample.gt_instances_3d.attributes = torch.zeros(5)
 
 
-def _with_fewer_matrices(sample):
-    sample.set_metainfo({"lidar2img": np.zeros((2, 4, 4))})
+def _with_nan_center(sample):
+    sample.gt_instances_2d[0].centers2d[1, 0] = float("nan")
 
 
-def _without_pose(sample):
-    sample.pop("ego_pose")
+def _with_infinite_depth(sample):
+    sample.gt_instances_2d[2].depths[0] = float("inf")
 
 
 @pytest.mark.parametrize(
@@ -345,8 +345,8 @@ def _without_pose(sample):
         (_with_infinite_2d_box, r"gt_instances_2d of NAME, image 2: bboxes\[1\] is not finite, \[inf"),
         (_with_missing_label, r"gt_instances_3d of NAME must have as many of each field, got 0 bboxes_3d, 4 labels_3d"),
         (_with_another_field, r"gt_instances_3d of NAME has the fields \['attributes', 'bboxes_3d', 'labels_3d'\]"),
-        (_with_fewer_matrices, r"lidar2img of NAME is \(2, 4, 4\), that of sample 0 \(3, 4, 4\)"),
-        (_without_pose, r"ego_pose of NAME must be numbers of one shape in all samples: KeyError 'ego_pose'"),
+        (_with_nan_center, r"gt_instances_2d of NAME, image 0: centers2d\[1\] is not finite, \[nan"),
+        (_with_infinite_depth, r"gt_instances_2d of NAME, image 2: depths\[0\] is not finite, inf"),
     ],
 )
 @pytest.mark.parametrize("workers", [0, 1])
@@ -364,6 +364,135 @@ def test_bad_sample_is_named(break_it, message, workers):
     assert next(loader)["data_samples"].frames[0][0].token == "frame-4"
 
 
+BAD_METAS = {
+    "fewer": (np.zeros((2, 4, 4)), r"is \(2, 4, 4\), that of sample 0 \(3, 4, 4\)"),
+    "uneven": ([np.eye(4), np.eye(3)], "must be numbers of one shape: .*inhomogeneous"),
+    "text": ("none", "must be numbers of one shape: could not convert"),
+    "nan": (np.full((3, 4, 4), np.nan), r"must be finite, got \[\[\[nan"),
+    "none": (None, "is missing, which other samples of the batch have"),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), BAD_METAS.values(), ids=BAD_METAS)
+def test_matrices_that_cannot_be_stacked(value, message):
+    """As with the stock classes they stay in the meta information; who asks for them by name is told."""
+    items = [frame(0), frame(1)]
+    items[1]["data_samples"].set_metainfo({"lidar2img": value})
+    samples, inputs = ragged_collate(items)["data_samples"].unpack(torch.device("cpu"))
+    assert "lidar2img" not in inputs and {"timestamp", "ego_pose"} < set(inputs)
+    assert samples[0].lidar2img.shape == (3, 4, 4)
+    with pytest.raises(ValueError, match=r"lidar2img of sample 1 of the batch \(token frame-1\) " + message):
+        ragged_collate(items, meta_keys=("lidar2img",))
+
+
+def test_times_are_float64_by_their_name():
+    items = [frame(0), frame(1)]
+    for item in items:
+        item["data_samples"].set_metainfo({"img_timestamp": [TIME, TIME + 1], "lidar_timestamp": None})
+    keys = ("img_timestamp", "lidar_timestamp")
+    _, inputs = ragged_collate(items, meta_keys=keys)["data_samples"].unpack(torch.device("cpu"))
+    assert inputs["img_timestamp"].tolist() == [[TIME, TIME + 1]] * 2 and list(inputs) == ["img_timestamp"]
+
+
+@pytest.mark.parametrize("collate", [ragged_collate, pseudo_collate])
+@pytest.mark.parametrize("other", [np.eye(3), None], ids=["another shape", "none"])
+def test_preprocessor_takes_unequal_matrices(collate, other):
+    scans = [scan(0, 2), scan(1, 1)]
+    scans[1]["data_samples"].set_metainfo({"lidar2img": other})
+    ours = MODELS.build({"type": "RaggedDet3DDataPreprocessor"})
+    assert "lidar2img" not in ours(collate(scans), training=True)["inputs"]
+    strict = MODELS.build({"type": "RaggedDet3DDataPreprocessor", "meta_keys": ["lidar2img"]})
+    with pytest.raises(ValueError, match=r"lidar2img of sample 1 of the batch \(lidar_path scan-1.bin\)"):
+        strict(pseudo_collate(scans), training=True)
+
+
+def test_instances_without_fields_are_none(device):
+    items = [frame(0), frame(1), frame(2)]
+    items[0]["data_samples"].gt_instances_3d = InstanceData()
+    items[2]["data_samples"].gt_instances_2d[1] = InstanceData()
+    samples, _ = ragged_collate(items)["data_samples"].unpack(device)
+    first = samples[0].gt_instances_3d
+    assert len(first) == 0 and type(first.bboxes_3d) is LiDARInstance3DBoxes and first.bboxes_3d.tensor.shape == (0, 9)
+    assert [len(unit) for unit in samples[2].gt_instances_2d] == [3, 0, 2]
+    assert combine_data([sample.gt_instances_3d.labels_3d for sample in samples]).layout.host_sizes() == [0, 5, 5]
+    empty = Det3DDataSample()
+    empty.gt_instances_3d = InstanceData()
+    samples, _ = ragged_collate([{"data_samples": empty}])["data_samples"].unpack(device)
+    assert not samples[0].gt_instances_3d.keys()
+
+
+def test_boxes_that_cannot_be_packed_are_moved_and_checked():
+    items = [frame(0), frame(1)]
+    items[1]["data_samples"].gt_instances_3d.bboxes_3d = LiDARInstance3DBoxes(torch.ones(5, 7))
+    for item in items:
+        item["data_samples"].roi_bboxes = LiDARInstance3DBoxes(torch.ones(2, 7))
+        item["data_samples"].regions = [InstanceData(names=["a"], boxes=torch.ones(1, 4)) for _ in range(2)]
+    items[0]["data_samples"].regions = [InstanceData(names=["a"])]
+    samples, _ = ragged_collate(items[1:])["data_samples"].unpack(torch.device("meta"))
+    assert samples[0].regions[0].boxes.is_meta
+    del items[0]["data_samples"].regions, items[1]["data_samples"].regions
+    samples, _ = ragged_collate(items)["data_samples"].unpack(torch.device("meta"))
+    for sample in samples:
+        assert sample.gt_instances_3d.bboxes_3d.tensor.is_meta and sample.gt_instances_3d.labels_3d.is_meta
+        assert sample.roi_bboxes.tensor.is_meta
+    items[1]["data_samples"].roi_bboxes.tensor[1, 3] = float("nan")
+    with pytest.raises(ValueError, match=r"sample 1 of the batch \(token frame-1\): roi_bboxes\[1\] is not finite"):
+        ragged_collate(items)
+    items[1]["data_samples"].gt_instances_3d.bboxes_3d.tensor[4, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"gt_instances_3d of sample 1 .*: bboxes_3d\[4\] is not finite"):
+        ragged_collate(items)
+
+
+class Objects(InstanceData):
+    """A project's own."""
+
+
+def test_classes_metainfo_and_arrays_of_instances_stay(device):
+    items = [frame(0), frame(1)]
+    for item in items:
+        old = item["data_samples"].gt_instances_3d
+        new = Objects(metainfo={"camera": item["data_samples"].token})
+        new.bboxes_3d, new.labels_3d, new.weights = old.bboxes_3d, old.labels_3d, np.ones(5)
+        item["data_samples"].gt_instances_3d = new
+    samples, _ = pickle.loads(pickle.dumps(ragged_collate(items)["data_samples"])).unpack(device)
+    for sample in samples:
+        instances = sample.gt_instances_3d
+        assert type(instances) is Objects and instances.camera == sample.token
+        assert isinstance(instances.weights, np.ndarray) and len(instances) == 5
+
+
+def test_kept_fields_as_columns():
+    items = [frame(0), frame(1)]
+    for item in items:
+        for number, unit in enumerate(item["data_samples"].gt_instances_2d):
+            unit.corners = torch.ones(len(unit), 2 + number)
+    samples, _ = ragged_collate(items)["data_samples"].unpack(torch.device("cpu"))
+    assert [tuple(t.shape) for t in column(samples[0].gt_instances_2d, "corners")] == [(3, 2), (0, 3), (2, 4)]
+
+
+def test_versions_for_test_time_augmentation(device):
+    """mmengine's BaseTTAModel indexes what was collated, and hands on one version after the other."""
+    items = [
+        {"inputs": [part["inputs"] for part in versions], "data_samples": [part["data_samples"] for part in versions]}
+        for versions in ([scan(0, 2), scan(1, 3)], [scan(2, 0), scan(3, 1)])
+    ]
+    wanted = pseudo_collate(copy.deepcopy(items))
+    batch = ragged_collate(items)
+    assert len(batch["data_samples"]) == len(wanted["data_samples"]) == 2
+    ours = MODELS.build({"type": "RaggedDet3DDataPreprocessor"}).to(device)
+    for index in range(2):
+        found = ours({key: value[index] for key, value in batch.items()})
+        assert_same_samples(found["data_samples"], wanted["data_samples"][index])
+        matrices = np.stack([sample.lidar2img for sample in wanted["data_samples"][index]])
+        np.testing.assert_array_equal(found["inputs"]["lidar2img"].cpu(), matrices)
+    with pytest.raises(IndexError):
+        batch["data_samples"][2]
+    single = ragged_collate([scan(0, 1)])["data_samples"]
+    assert len(single) == 1
+    with pytest.raises(TypeError, match="use RaggedDet3DDataPreprocessor"):
+        single[0]
+
+
 def test_unknown_velocity_is_no_error():
     item = frame(0)
     item["data_samples"].gt_instances_3d.bboxes_3d.tensor[:, 7:] = float("nan")
@@ -372,6 +501,6 @@ def test_unknown_velocity_is_no_error():
 
 
 def test_names_of_samples():
-    sample = Det3DDataSample(metainfo={"sample_idx": 7, "img_paths": ["a.jpg", "b.jpg"]})
-    assert describe_sample(sample, 2) == "sample 2 of the batch (sample_idx 7, img_paths a.jpg)"
+    sample = Det3DDataSample(metainfo={"sample_idx": 7, "img_path": ["a.jpg", "b.jpg"]})
+    assert describe_sample(sample, 2) == "sample 2 of the batch (sample_idx 7, img_path a.jpg)"
     assert describe_sample(Det3DDataSample(), 0) == "sample 0 of the batch"

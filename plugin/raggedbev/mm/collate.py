@@ -10,7 +10,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS
 from torch import Tensor
 
-from raggedbev.mm.packed import META_KEYS, PackedSamples, new_buffer
+from raggedbev.mm.packed import PackedSamples, new_buffer
 
 __all__ = ["ragged_collate"]
 
@@ -18,7 +18,7 @@ __all__ = ["ragged_collate"]
 @FUNCTIONS.register_module()
 def ragged_collate(
     data_batch: Sequence[dict[str, Any]],
-    meta_keys: Sequence[str] = META_KEYS,
+    meta_keys: Sequence[str] | None = None,
     padded_sizes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Collate a batch so that all of its ground truth reaches the main process and the device as one tensor.
@@ -29,8 +29,9 @@ def ragged_collate(
 
     Args:
         data_batch: items of the dataset, with 'inputs' and 'data_samples' (a data sample, or a list of T).
-        meta_keys: meta values of the samples that become tensors of the model's `inputs`, where the samples have them:
-            'timestamp' in float64, all others in float32.
+        meta_keys: meta values of the samples that become tensors of the model's `inputs`, where any sample has them:
+            times ('timestamp' in their name) in float64, all others in float32. None: those of
+            `raggedbev.mm.packed.META_KEYS` that are finite numbers of one shape in all samples.
         padded_sizes: lengths in rising order (and multiples of the last) that objects are padded to, so that shapes
             repeat and CUDA graphs and compiled code are used again; None: the fullest sample's.
 

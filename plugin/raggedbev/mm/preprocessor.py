@@ -20,25 +20,29 @@ from raggedbev.mm.packed import PackedSamples, UnpackedSamples
 __all__ = ["RaggedDet3DDataPreprocessor", "RaggedDetDataPreprocessor", "unpacked_samples"]
 
 
-def unpacked_samples(data_samples: Any, device: Any) -> UnpackedSamples:
+def unpacked_samples(data_samples: Any, device: Any, meta_keys: Sequence[str] | None = None) -> UnpackedSamples:
     """Data samples on the device, from `PackedSamples` or from the lists that `pseudo_collate` makes.
 
     Args:
         data_samples: `PackedSamples`, B data samples, or T lists of B.
         device: where the model is.
+        meta_keys: of samples that are not packed yet, see `ragged_collate`.
     """
     if not isinstance(data_samples, PackedSamples):
         samples = list(data_samples)
         windows = isinstance(samples[0], Sequence)
-        data_samples = PackedSamples.pack(list(zip(*samples, strict=True)) if windows else samples)
+        data_samples = PackedSamples.pack(list(zip(*samples, strict=True)) if windows else samples, meta_keys)
     return data_samples.unpack(device)
 
 
 class _RaggedDataPreprocessor:
     """Mixin in front of a preprocessor: packed data samples are unpacked on the device."""
 
-    def __init__(self, *args: Any, non_blocking: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, non_blocking: bool = True, meta_keys: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, non_blocking=non_blocking, **kwargs)
+        self.meta_keys = meta_keys
 
     def cast_data(self, data: Any) -> Any:
         """Copy to the device what is not there yet."""
@@ -50,7 +54,7 @@ class _RaggedDataPreprocessor:
         """Data with its samples unpacked, and the packed meta values."""
         if not data.get("data_samples"):
             return dict(data), {}
-        unpacked = unpacked_samples(data["data_samples"], self.device)
+        unpacked = unpacked_samples(data["data_samples"], self.device, self.meta_keys)
         return {**data, "data_samples": unpacked}, unpacked.inputs
 
 
@@ -60,7 +64,7 @@ class RaggedDet3DDataPreprocessor(_RaggedDataPreprocessor, Det3DDataPreprocessor
 
     Arguments and results are those of `Det3DDataPreprocessor`, but `non_blocking` is True by default. Matrices and
     times that were packed are in `inputs` under their names, [B, ...] on the device. Batches of `pseudo_collate` are
-    packed here.
+    packed here, with the `meta_keys` that may be given in addition.
     """
 
     def simple_process(self, data: dict, training: bool = False) -> dict:
@@ -85,7 +89,7 @@ class RaggedDetDataPreprocessor(_RaggedDataPreprocessor, DetDataPreprocessor):
     """mmdet's `DetDataPreprocessor` with one copy for all ground truth.
 
     Arguments and results are those of `DetDataPreprocessor`, but `non_blocking` is True by default. Batches of
-    `pseudo_collate` are packed here.
+    `pseudo_collate` are packed here, with the `meta_keys` that may be given in addition.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:

@@ -6,6 +6,7 @@ import torch
 from mmdet3d.structures import LiDARInstance3DBoxes
 from mmengine.dataset import pseudo_collate
 
+from raggedbev.mm.collate import ragged_collate
 from raggedbev.mm.streampetr.dataset import StreamNuScenesDataset
 from raggedbev.mm.streampetr.preprocessor import StreamPETRDataPreprocessor
 
@@ -107,3 +108,34 @@ def test_images_of_several_sizes(dataset):
 def test_bad_normalisation():
     with pytest.raises(ValueError, match="3 numbers"):
         StreamPETRDataPreprocessor(mean=[0.0])
+
+
+@pytest.mark.parametrize("collate", [ragged_collate, pseudo_collate])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (
+            np.eye(4),
+            r"lidar2img of sample 1 of the batch \(token sample-0-1.* is \(4, 4\), that of sample 0 \(6, 4, 4\)",
+        ),
+        (np.full((6, 4, 4), np.nan), "lidar2img of sample 1 of the batch .* must be finite"),
+        (None, "lidar2img of sample 1 of the batch .* is missing"),
+    ],
+    ids=["shape", "nan", "none"],
+)
+def test_bad_matrices_are_named(dataset, collate, value, message):
+    items = [dataset[0], dataset[1]]
+    items[1]["data_samples"].set_metainfo({"lidar2img": value})
+    with pytest.raises(ValueError, match=message):
+        StreamPETRDataPreprocessor()(collate(items))
+
+
+def test_matrices_that_no_meta_keys_name(dataset):
+    with pytest.raises(ValueError, match=r"lacks ego_pose, .*among the meta_keys"):
+        StreamPETRDataPreprocessor(meta_keys=["intrinsics", "extrinsics", "lidar2img"])(pseudo_collate([dataset[0]]))
+
+
+def test_images_are_copied_asynchronously():
+    assert (
+        StreamPETRDataPreprocessor()._non_blocking and not StreamPETRDataPreprocessor(non_blocking=False)._non_blocking
+    )

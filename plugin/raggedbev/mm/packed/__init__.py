@@ -6,7 +6,7 @@ batched head packs them, `combine_data` finds these batches behind the views, an
 """
 
 from raggedbev.mm.packed.boxes import tensor_of
-from raggedbev.mm.packed.checks import BOX_NUMBERS
+from raggedbev.mm.packed.checks import BOX_NUMBERS, stacked_meta
 from raggedbev.mm.packed.instances import PackedInstances, UnitList, column
 from raggedbev.mm.packed.naming import describe_sample, names_of
 from raggedbev.mm.packed.packer import META_KEYS, new_buffer
@@ -23,5 +23,6 @@ __all__ = [
     "describe_sample",
     "names_of",
     "new_buffer",
+    "stacked_meta",
     "tensor_of",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from mmengine.structures import BaseDataElement
@@ -10,6 +12,7 @@ from torch import Tensor
 from raggedbev.mm.packed.naming import describe_sample
 
 BOX_NUMBERS = 7  # of a box, that have to be finite; velocities behind them may be unknown
+_FINITE_FIELDS = ("centers2d", "centers_2d", "depths")
 
 
 def common_sizes(tensors: dict[str, list[Tensor]], titles: list[str]) -> list[int]:
@@ -23,25 +26,57 @@ def common_sizes(tensors: dict[str, list[Tensor]], titles: list[str]) -> list[in
     return next(iter(columns.values()))
 
 
-def meta_row(item: list[BaseDataElement], index: int, key: str, dtype: type) -> np.ndarray:
-    """[T, ...], or [...] where T is 1."""
-    try:
-        values = [np.asarray(sample.metainfo[key], dtype=dtype) for sample in item]
-        return values[0] if len(values) == 1 else np.stack(values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{key} of {describe_sample(item[0], index)} must be numbers of one shape in all samples: "
-            f"{type(error).__name__} {error}"
-        ) from error
+def stacked_meta(items: Sequence[Sequence[BaseDataElement]], key: str) -> np.ndarray:
+    """A meta value of B windows of T samples as [B, T, ...], or [B, ...] where T is 1.
+
+    Returns:
+        float64 of times (seconds since 1970: in float32 they would be minutes off), float32 of all else.
+
+    Raises:
+        ValueError: a sample lacks it, or it is not finite numbers of one shape; the sample is named.
+    """
+    dtype = np.float64 if "timestamp" in key else np.float32
+    rows: list[np.ndarray] = []
+    for index, item in enumerate(items):
+        title = f"{key} of {describe_sample(item[0], index)}"
+        values = [sample.metainfo.get(key) for sample in item]
+        if any(value is None for value in values):
+            raise ValueError(f"{title} is missing, which other samples of the batch have")
+        try:
+            arrays = [np.asarray(value, dtype=dtype) for value in values]
+            row = arrays[0] if len(arrays) == 1 else np.stack(arrays)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{title} must be numbers of one shape: {error}") from error
+        if not np.isfinite(row).all():
+            raise ValueError(f"{title} must be finite, got {row.tolist()}")
+        if rows and row.shape != rows[0].shape:
+            raise ValueError(f"{title} is {row.shape}, that of sample 0 {rows[0].shape}")
+        rows.append(row)
+    return np.stack(rows)
 
 
-def check_finite(packed: Tensor, tensors: list[Tensor], name: str, titles: list[str]) -> None:
-    """Boxes [U, G, D] that a loss can be computed for."""
-    if "bboxes" not in name or not packed.is_floating_point() or packed.dim() != 3:
+def check_finite(tensors: Sequence[Tensor], name: str, titles: Sequence[str], packed: Tensor | None = None) -> None:
+    """Check boxes, centres and depths of units, by the name of their field; other fields may hold anything.
+
+    Args:
+        tensors: per unit [G, ...].
+        name: of the field.
+        titles: of the units.
+        packed: all of them in one tensor [U, G, ...], where there is one.
+
+    Raises:
+        ValueError: a number is NaN or infinite; velocities of boxes may be.
+    """
+    whole = name in _FINITE_FIELDS
+    if not whole and "bboxes" not in name:
         return
-    if torch.isfinite(packed[..., :BOX_NUMBERS]).all():
+    if packed is not None and torch.isfinite(packed if whole else packed[..., :BOX_NUMBERS]).all():
         return
     for tensor, title in zip(tensors, titles, strict=True):
-        wrong = (~torch.isfinite(tensor[:, :BOX_NUMBERS])).any(1).nonzero().flatten().tolist()
+        fits = tensor.is_cpu and tensor.is_floating_point() and (1 if whole else 2) <= tensor.dim() <= 2
+        if not fits or not len(tensor):
+            continue
+        finite = torch.isfinite(tensor if whole else tensor[:, :BOX_NUMBERS]).reshape(len(tensor), -1).all(1)
+        wrong = (~finite).nonzero().flatten().tolist()
         if wrong:
             raise ValueError(f"{title}: {name}[{wrong[0]}] is not finite, {tensor[wrong[0]].tolist()}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -13,17 +13,39 @@ from raggedbev.ragged import RaggedBatch
 from raggedbev.ragged.pack import split_reversibly
 
 
+class UnitRest(NamedTuple):
+    """What a unit has besides packed fields.
+
+    Attributes:
+        kind: `InstanceData` or a class derived from it.
+        metainfo: its meta information.
+        kept: fields that cannot be packed.
+    """
+
+    kind: type[InstanceData]
+    metainfo: dict[str, Any]
+    kept: dict[str, Any]
+
+    @staticmethod
+    def of(unit: InstanceData, packed: Sequence[str]) -> UnitRest:
+        """All of a unit but the `packed` fields."""
+        kept = {key: value for key, value in unit.items() if key not in packed}
+        return UnitRest(type(unit), dict(unit.metainfo_items()), kept)
+
+
 class PackedInstances:
     """Instances of U units (samples or images) in ragged batches.
 
     Args:
         fields: by name [U, G, ...]; they share sizes and mask.
         box_classes: by name, for fields whose units are box objects.
-        kept: by name one value per unit, for fields that cannot be packed.
+        rest: per unit.
     """
 
-    def __init__(self, fields: dict[str, RaggedBatch], box_classes: dict[str, BoxClass], kept: dict[str, list]) -> None:
-        self.fields, self.box_classes, self.kept = fields, box_classes, kept
+    def __init__(
+        self, fields: dict[str, RaggedBatch], box_classes: dict[str, BoxClass], rest: Sequence[UnitRest]
+    ) -> None:
+        self.fields, self.box_classes, self.rest = fields, box_classes, rest
         self._views: dict[str, list[Tensor]] = {}
 
     def views(self, name: str) -> list[Tensor]:
@@ -34,12 +56,15 @@ class PackedInstances:
 
     def instance(self, unit: int) -> InstanceData:
         """Instances of one unit; their tensors are views of the batches."""
-        instance = InstanceData()
+        rest = self.rest[unit]
+        instance = rest.kind()
+        if rest.metainfo:
+            instance.set_metainfo(rest.metainfo)
         for name in self.fields:
             view, box_class = self.views(name)[unit], self.box_classes.get(name)
             setattr(instance, name, view if box_class is None else box_class.wrap(view))
-        for name, values in self.kept.items():
-            setattr(instance, name, values[unit])
+        for name, value in rest.kept.items():
+            setattr(instance, name, value)
         return instance
 
 
@@ -63,7 +88,9 @@ class UnitList(Sequence):
 
     def column(self, name: str) -> list[Tensor]:
         """A field of all units."""
-        views = [] if len(self._made) == len(self) else self._pack.views(name)
+        if len(self._made) == len(self) or name not in self._pack.fields:
+            return [tensor_of(unit.get(name)) for unit in self]
+        views = self._pack.views(name)
         return [tensor_of(self._made[i].get(name)) if i in self._made else views[i] for i in self._units]
 
 

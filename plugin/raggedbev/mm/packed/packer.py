@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from raggedbev.mm.packed.boxes import BoxClass, common_class, tensor_of
-from raggedbev.mm.packed.checks import check_finite, common_sizes, meta_row
-from raggedbev.mm.packed.instances import PackedInstances, UnitList
+from raggedbev.mm.packed.checks import check_finite, common_sizes, stacked_meta
+from raggedbev.mm.packed.instances import PackedInstances, UnitList, UnitRest
 from raggedbev.mm.packed.naming import describe_sample
 from raggedbev.ragged import Buckets, RaggedBatch, copy_to_device
 from raggedbev.ragged.layout import Layout
@@ -36,7 +36,6 @@ META_KEYS = (
     "timestamp",
     "prev_exists",
 )
-_FLOAT64_KEYS = ("timestamp",)  # seconds since 1970: in float32 they would be minutes off
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class Group:
         length: padded number of instances.
         sizes_slot: slot of the sizes [U].
         slots: slot of [U, length, ...] by field of the instances.
+        box_classes: of fields whose units are box objects.
+        rest: per unit what was not packed.
     """
 
     name: str
@@ -59,12 +60,29 @@ class Group:
     sizes_slot: int
     slots: dict[str, int]
     box_classes: dict[str, BoxClass]
-    kept: dict[str, list]
+    rest: list[UnitRest]
 
     def unpack(self, views: list[Tensor], device: torch.device) -> PackedInstances:
         layout = Layout(views[self.sizes_slot], None, self.length, self.sizes)
         fields = {name: RaggedBatch.from_layout(views[slot], layout, 1) for name, slot in self.slots.items()}
-        return PackedInstances(fields, self.box_classes, copy_to_device(self.kept, device))
+        return PackedInstances(fields, self.box_classes, _moved(self.rest, device))
+
+
+def _moved(rest: list[UnitRest], device: torch.device) -> list[UnitRest]:
+    """Tensors by one copy, other values that have `.to` one by one; arrays and all else stay as they are."""
+    tensors = [{key: value for key, value in unit.kept.items() if isinstance(value, Tensor)} for unit in rest]
+    out = []
+    for unit, found in zip(rest, copy_to_device(tensors, device), strict=True):
+        kept = {key: found[key] if key in found else moved(value, device) for key, value in unit.kept.items()}
+        out.append(unit._replace(kept=kept))
+    return out
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """A value on a device, as `BaseDataElement.to` would move it; lists of data elements, too."""
+    if isinstance(value, list | tuple) and all(isinstance(element, BaseDataElement) for element in value):
+        return [moved(element, device) for element in value]
+    return value.to(device, non_blocking=True) if hasattr(value, "to") else value
 
 
 class Packer:
@@ -100,15 +118,17 @@ class Packer:
     def _add_group(
         self, name: str, counts: tuple[int, ...] | None, units: list[InstanceData], titles: list[str]
     ) -> Group | None:
-        keys = sorted(units[0].keys()) if units else []
+        filled = [unit for unit in units if unit.keys()]
+        keys = sorted(filled[0].keys()) if filled else []
         for unit, title in zip(units, titles, strict=True):
-            if sorted(unit.keys()) != keys:
+            if unit.keys() and sorted(unit.keys()) != keys:
                 raise ValueError(f"{title} has the fields {sorted(unit.keys())}, those before have {keys}")
-        columns = {key: [unit.get(key) for unit in units] for key in keys}
-        packable = {key: classes for key, values in columns.items() if (classes := common_class(values)) is not None}
+        classes = {key: common_class([unit.get(key) for unit in filled]) for key in keys}
+        packable = [key for key in keys if classes[key] is not None]
+        self._check_kept(units, titles, packable)
         if not packable:
             return None
-        tensors = {key: [tensor_of(value) for value in columns[key]] for key in packable}
+        tensors = {key: self._column(units, key, tensor_of(filled[0].get(key))) for key in packable}
         sizes = common_sizes(tensors, titles)
         length = max(sizes) if self.buckets is None else self.buckets(max(sizes))
         sizes_slot = self._add_dense(np.array(sizes, dtype=np.int64), torch.long)
@@ -123,25 +143,35 @@ class Packer:
             length=length,
             sizes_slot=sizes_slot,
             slots=slots,
-            box_classes={key: box_class for key, box_class in packable.items() if isinstance(box_class, BoxClass)},
-            kept={key: values for key, values in columns.items() if key not in packable},
+            box_classes={key: classes[key] for key in packable if isinstance(classes[key], BoxClass)},
+            rest=[UnitRest.of(unit, packable) for unit in units],
         )
 
-    def add_metas(self, items: list[list[BaseDataElement]], keys: Sequence[str]) -> dict[str, int]:
+    @staticmethod
+    def _column(units: list[InstanceData], key: str, like: Tensor) -> list[Tensor]:
+        """A field of all units; of a unit without any fields a tensor of no instances."""
+        return [tensor_of(unit.get(key)) if unit.keys() else like[:0] for unit in units]
+
+    @staticmethod
+    def _check_kept(units: list[InstanceData], titles: list[str], packable: list[str]) -> None:
+        for unit, title in zip(units, titles, strict=True):
+            for key, value in unit.items():
+                if key not in packable:
+                    check_value(value, key, title)
+
+    def add_metas(self, items: list[list[BaseDataElement]], keys: Sequence[str] | None) -> dict[str, int]:
         """Meta values of B windows of T samples as [B, T, ...], or [B, ...] where T is 1, by their slots."""
         slots = {}
-        for key in keys:
-            if not any(key in sample for item in items for sample in item):
+        for key in META_KEYS if keys is None else keys:
+            if not any(sample.metainfo.get(key) is not None for item in items for sample in item):
                 continue
-            dtype = np.float64 if key in _FLOAT64_KEYS else np.float32
-            rows = [meta_row(item, index, key, dtype) for index, item in enumerate(items)]
-            for index, row in enumerate(rows):
-                if row.shape != rows[0].shape:
-                    raise ValueError(
-                        f"{key} of {describe_sample(items[index][0], index)} is {row.shape}, that of sample 0 "
-                        f"{rows[0].shape}"
-                    )
-            slots[key] = self._add_dense(np.stack(rows), torch.float64 if dtype is np.float64 else torch.float32)
+            try:
+                values = stacked_meta(items, key)
+            except ValueError:
+                if keys is None:
+                    continue
+                raise
+            slots[key] = self._add_dense(values, torch.from_numpy(values).dtype)
         return slots
 
     def _add_dense(self, values: np.ndarray, dtype: torch.dtype) -> int:
@@ -157,7 +187,7 @@ class Packer:
             views[slot].copy_(torch.from_numpy(values))
         for slot, tensors, field_name, titles in self._ragged:
             ragged_pack_(views[slot], tensors)
-            check_finite(views[slot], tensors, field_name, titles)
+            check_finite(tensors, field_name, titles, views[slot])
         return buffer
 
 
@@ -167,6 +197,12 @@ def new_buffer(num_bytes: int) -> Tensor:
         return torch.empty(num_bytes, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(num_bytes)
     return torch.empty(0, dtype=torch.uint8).set_(storage, 0, (num_bytes,), (1,))
+
+
+def check_value(value: Any, name: str, title: str) -> None:
+    """Check a value of a field that stays unpacked, where it is a tensor or a box object."""
+    if isinstance(value, Tensor) or BoxClass.of(value) is not None:
+        check_finite([tensor_of(value)], name, [title])
 
 
 def _is_instance_list(value: Any) -> bool:

@@ -11,9 +11,15 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from raggedbev.mm.packed.instances import PackedInstances, UnitList
-from raggedbev.mm.packed.packer import META_KEYS, Group, Packer
+from raggedbev.mm.packed.naming import describe_sample
+from raggedbev.mm.packed.packer import Group, Packer, check_value, moved
 from raggedbev.ragged import Buckets
-from raggedbev.ragged.transfer import BufferPlan
+from raggedbev.ragged.transfer import BufferPlan, Slot
+
+_UNKNOWN = (
+    "the data samples are packed (collate_fn is ragged_collate), which this data preprocessor does not know: "
+    "use RaggedDet3DDataPreprocessor, RaggedDetDataPreprocessor, StreamPETRDataPreprocessor, or pseudo_collate"
+)
 
 
 class UnpackedSamples(NamedTuple):
@@ -50,20 +56,21 @@ class PackedSamples:
 
     @classmethod
     def pack(
-        cls, data_samples: Sequence, meta_keys: Sequence[str] = META_KEYS, padded_sizes: Sequence[int] | None = None
+        cls, data_samples: Sequence, meta_keys: Sequence[str] | None = None, padded_sizes: Sequence[int] | None = None
     ) -> PackedSamples:
         """Pack B data samples, or B windows of T.
 
         Args:
             data_samples: per item a data sample, or a list of T. They stay as they are.
-            meta_keys: meta values that become tensors, where the samples have them: 'timestamp' float64, all others
-                float32.
+            meta_keys: meta values that become tensors, where any sample has them: times ('timestamp' in their name)
+                float64, all others float32. None: those of `META_KEYS` that are numbers of one shape in all samples;
+                others stay in the meta information only.
             padded_sizes: lengths in rising order (and multiples of the last) that instances are padded to; None: the
                 fullest unit's.
 
         Raises:
             ValueError: what cannot be trained on, naming the sample: NaN or infinite boxes, fields of unequal length,
-                meta values of unequal shape.
+                meta values asked for by `meta_keys` that are missing, not finite or of unequal shape.
         """
         windows = not isinstance(data_samples[0], BaseDataElement)
         items = [list(item) if windows else [item] for item in data_samples]
@@ -77,17 +84,36 @@ class PackedSamples:
         buffer = packer.fill()
         packed = [{group.name for group in frame_groups} for frame_groups in groups]
         rest = [[_without(sample, names) for sample in frame] for frame, names in zip(frames, packed, strict=True)]
+        for frame in rest:
+            for index, sample in enumerate(frame):
+                for name, value in sample.items():
+                    check_value(value, name, describe_sample(sample, index))
         return cls(rest, windows, groups, metas, packer.plan, buffer)
 
     def pin_memory(self) -> PackedSamples:
         """With the buffer in page-locked memory; the dataloader calls this where it is told to pin."""
         return replace(self, buffer=self.buffer.pin_memory())
 
+    def __len__(self) -> int:
+        """B, or T of windows: as the list that `pseudo_collate` would give."""
+        return len(self.frames) if self.windows else len(self.frames[0])
+
+    def __getitem__(self, index: int) -> PackedSamples:
+        """Frame `index` of windows, which is how test-time augmentation takes its versions one by one."""
+        if not self.windows:
+            raise TypeError(_UNKNOWN)
+        frame = range(len(self))[index]
+        plan = BufferPlan()
+        plan.num_bytes, plan.slots = self.plan.num_bytes, list(self.plan.slots)
+        if len(self) > 1:
+            for number in self.metas.values():  # [B, T, ...], of which one T is taken
+                start, shape, strides, dtype = plan.slots[number]
+                start += frame * strides[1]
+                plan.slots[number] = Slot(start, shape[:1] + shape[2:], strides[:1] + strides[2:], dtype)
+        return replace(self, frames=[self.frames[frame]], windows=False, groups=[self.groups[frame]], plan=plan)
+
     def __iter__(self) -> Iterator:
-        raise TypeError(
-            "the data samples are packed (collate_fn is ragged_collate), which this data preprocessor does not know: "
-            "use RaggedDet3DDataPreprocessor, RaggedDetDataPreprocessor, StreamPETRDataPreprocessor, or pseudo_collate"
-        )
+        raise TypeError(_UNKNOWN)
 
     def unpack(self, device: torch.device) -> UnpackedSamples:
         """The batch on `device`: one copy, asynchronous where the buffer is page-locked."""
@@ -106,11 +132,12 @@ class PackedSamples:
 
 
 def _move_rest(samples: list[BaseDataElement], device: torch.device) -> None:
-    """Other data of the samples, segmentation masks for example, sample by sample."""
+    """Other data of the samples, segmentation masks for example, sample by sample; what has no `.to` stays."""
     for sample in samples:
         for name, value in sample.items():
-            if isinstance(value, Tensor | BaseDataElement):
-                setattr(sample, name, value.to(device, non_blocking=True))
+            there = moved(value, device)
+            if there is not value:
+                setattr(sample, name, there)
 
 
 def _set_instances(samples: list[BaseDataElement], group: Group, pack: PackedInstances) -> None:

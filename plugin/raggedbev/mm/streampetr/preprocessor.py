@@ -15,7 +15,7 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor
 from torch.nn.functional import pad
 
-from raggedbev.mm.packed import PackedSamples, describe_sample
+from raggedbev.mm.packed import PackedSamples, describe_sample, stacked_meta
 from raggedbev.mm.preprocessor import unpacked_samples
 
 INPUT_KEYS = ("intrinsics", "extrinsics", "lidar2img", "ego_pose", "ego_pose_inv", "timestamp", "prev_exists")
@@ -31,6 +31,7 @@ class StreamPETRDataPreprocessor(BaseDataPreprocessor):
         bgr_to_rgb: exchange the first and the third channel first; mean and std are those of the result.
         pad_size_divisor: height and width are padded (right, bottom, with 0 after normalising) to multiples of it.
         non_blocking: copy images asynchronously, of use with pinned memory; all else always is.
+        meta_keys: of batches of `pseudo_collate`, see `ragged_collate`.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class StreamPETRDataPreprocessor(BaseDataPreprocessor):
         std: Sequence[float] = (58.395, 57.12, 57.375),
         bgr_to_rgb: bool = True,
         pad_size_divisor: int = 32,
-        non_blocking: bool = False,
+        non_blocking: bool = True,
+        meta_keys: Sequence[str] | None = None,
     ) -> None:
         super().__init__(non_blocking=non_blocking)
         if len(mean) != 3 or len(std) != 3:
@@ -47,6 +49,7 @@ class StreamPETRDataPreprocessor(BaseDataPreprocessor):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1), persistent=False)
         self.bgr_to_rgb = bgr_to_rgb
+        self.meta_keys = meta_keys
         self.pad_size_divisor = pad_size_divisor
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -63,21 +66,18 @@ class StreamPETRDataPreprocessor(BaseDataPreprocessor):
             everywhere, and data_samples are B lists of T.
 
         Raises:
-            ValueError: images of several sizes, or ground truth that cannot be trained on (see `PackedSamples.pack`);
-                the sample is named.
+            ValueError: images of several sizes, matrices that are missing, not finite or of several shapes, or ground
+                truth that cannot be trained on (see `PackedSamples.pack`); the sample is named.
         """
         data_samples = data["data_samples"]
         images = data["inputs"]["img"]
         if not isinstance(images, Tensor):
             images = _stack_images(images, data_samples)
         images = images.to(self.device, non_blocking=self._non_blocking)
-        samples, tensors = unpacked_samples(data_samples, self.device)
+        samples, tensors = unpacked_samples(data_samples, self.device, self.meta_keys)
         missing = [key for key in INPUT_KEYS if key not in tensors]
         if missing:
-            raise ValueError(
-                f"{describe_sample(next(_frames(samples)), 0)} lacks {', '.join(missing)}: they must be among the "
-                "meta_keys of its pipeline and of ragged_collate"
-            )
+            raise _missing_error(samples, missing)
         inputs: dict = {"img": self._normalise(images), **{key: tensors[key] for key in INPUT_KEYS}}
         inputs["pad_shape"] = (inputs["img"].shape[-2], inputs["img"].shape[-1])
         for frame in _frames(samples):
@@ -93,6 +93,21 @@ class StreamPETRDataPreprocessor(BaseDataPreprocessor):
         height, width = images.shape[-2:]
         divisor = self.pad_size_divisor
         return pad(images, (0, -width % divisor, 0, -height % divisor))
+
+
+def _missing_error(samples: list, missing: list[str]) -> ValueError:
+    """Why meta values are not in the inputs of B samples, or of T lists of B."""
+    items = list(zip(*samples, strict=True)) if isinstance(samples[0], list) else [[sample] for sample in samples]
+    for key in missing:
+        if any(key in frame for frame in _frames(samples)):
+            try:
+                stacked_meta(items, key)
+            except ValueError as error:
+                return error
+    return ValueError(
+        f"{describe_sample(items[0][0], 0)} lacks {', '.join(missing)}: they must be among the meta_keys of its "
+        "pipeline and of ragged_collate"
+    )
 
 
 def _frames(samples: list) -> Iterator[Det3DDataSample]:
