@@ -122,13 +122,61 @@ def test_smaller_decoding_shows_the_same(picture):
         assert np.abs(small[:, 1:] - (means[:, 1:] + means[:, :-1]) / 2).mean() > 2 * np.abs(small - means).mean()
 
 
-def test_damage_within_the_file_is_told(picture):
-    content = bytearray(jpeg(picture))
-    content[len(content) // 2 : len(content) // 2 + 40] = b"\xff\x00" * 20
-    image = EncodedImage("a.jpg", bytes(content))
-    with pytest.warns(OpenCVWarning, match="libjpeg-turbo refuses it"):
-        pixels = image.decode()
-    np.testing.assert_array_equal(pixels, mmcv.imfrombytes(bytes(content)))
+def _flip_a_code(content: bytes) -> bytes:
+    damaged = bytearray(content)
+    damaged[len(content) // 2 : len(content) // 2 + 40] = b"\xff\x00" * 20
+    return bytes(damaged)
+
+
+def _lose_the_rest(content: bytes) -> bytes:
+    return content[: len(content) // 2] + b"\0" * (len(content) - 2 - len(content) // 2) + content[-2:]
+
+
+DAMAGED = {
+    "wrong codes": _flip_a_code,
+    "a hole": _lose_the_rest,
+    "cut, with an end marker": lambda content: content[: len(content) // 2] + b"\xff\xd9",
+    "a marker among the codes": lambda c: c[: len(c) // 2] + b"\xff\xb6" + c[len(c) // 2 + 2 :],
+}
+
+
+@pytest.mark.parametrize("least_size", [None, (20, 30)])
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_damage_within_the_file_is_told(picture, tmp_path, kind, least_size):
+    path = tmp_path / "damaged.jpg"
+    path.write_bytes(DAMAGED[kind](jpeg(picture)))
+    image = EncodedImage(str(path), read_file(str(path)), frame="frame 7")
+    with pytest.raises(ValueError, match=rf"camera image {path} is damaged \(.*\), frame 7: copy the file again"):
+        image.decode(least_size)
+
+
+def test_odd_bytes_are_told_per_file(picture):
+    good = jpeg(picture)
+    odd = good[:-2] + bytes(40) + good[-2:]
+    for path in ("odd-1.jpg", "odd-2.jpg"):
+        message = rf"{path} is decoded by OpenCV, .*extraneous bytes.*: its pixels may be wrong in places"
+        with pytest.warns(OpenCVWarning, match=message):
+            pixels = EncodedImage(path, odd).decode()
+        np.testing.assert_array_equal(pixels, mmcv.imfrombytes(good))
+        EncodedImage(path, odd).decode()  # is told once
+
+
+def test_what_cameras_append_does_no_harm(picture, tmp_path):
+    path = tmp_path / "motion.jpg"
+    path.write_bytes(jpeg(picture) + bytes(100_000))
+    image = EncodedImage(str(path), read_file(str(path)))
+    np.testing.assert_array_equal(image.decode(), mmcv.imfrombytes(jpeg(picture)))
+
+
+def test_exif_data_behind_other_segments(picture):
+    content = turned(picture, 6)
+    profile = b"\xff\xe2" + (60_000).to_bytes(2, "big") + bytes(59_998)
+    far = content[:2] + b"\xff" + 2 * profile + content[2:]
+    with pytest.warns(OpenCVWarning, match="EXIF"):
+        image = EncodedImage("a.jpg", far)
+    np.testing.assert_array_equal(image.decode(), mmcv.imfrombytes(far))
+    assert image.shape == (picture.shape[1], picture.shape[0], 3)
+    assert not files._has_exif(jpeg(picture)) and not files._has_exif(b"\xff\xd8") and not files._has_exif(far[:70_000])
 
 
 def test_broken_files_are_named(picture, tmp_path):

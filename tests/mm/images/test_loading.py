@@ -152,3 +152,9 @@ def test_threads_share_the_cores(monkeypatch):
     assert threads.choose_threads(None) == 2
     Worker.num_workers = 9
     assert threads.choose_threads(None) == 1
+
+
+@pytest.mark.parametrize("frame", [{"img_paths": [], "token": "a"}, {"images": {}, "token": "a"}], ids=str)
+def test_frame_without_cameras(frame):
+    with pytest.raises(ValueError, match="frame a has no camera images"):
+        LoadMultiViewImageTurbo()(frame)

@@ -101,6 +101,32 @@ def test_everything_follows(frame):
     assert result["gt_bboxes"][1].shape == (0, 4) and result["gt_bboxes"][0].dtype == np.float32
 
 
+def test_one_matrix_for_all(frame):
+    for matrix in (frame["lidar2img"][0], frame["cam2img"][0]):
+        result = ResizeMultiViewImageTurbo(scale=(80, 30))({**frame, "lidar2img": matrix})["lidar2img"]
+        assert type(result) is type(matrix)
+        np.testing.assert_allclose(result, np.array(matrix) * np.array([0.5, 1 / 3, *[1] * (len(matrix) - 2)])[:, None])
+
+
+def test_integers_become_floating_point(frame):
+    frame["cam2img"] = [np.array([[80, 0, 80], [0, 80, 45], [0, 0, 1]])] * 2
+    frame["gt_bboxes"] = [np.array([[16, 9, 32, 18]]), np.zeros((0, 4), int)]
+    frame["centers_2d"][0] = frame["centers_2d"][0].astype(np.float64)
+    result = ResizeMultiViewImageTurbo(scale=(80, 30))(frame)
+    np.testing.assert_allclose(result["cam2img"][1], [[40, 0, 40], [0, 80 / 3, 15], [0, 0, 1]])
+    np.testing.assert_allclose(result["gt_bboxes"][0], [[8, 3, 16, 6]])
+    assert result["gt_bboxes"][1].dtype == np.float32 and result["centers_2d"][0].dtype == np.float64
+
+
+@pytest.mark.parametrize("paths", [{}, {"img_paths": ["a.jpg", "b.jpg"]}, {"filename": ["a.jpg", "b.jpg"]}], ids=len)
+def test_images_of_several_sizes_are_named(frame, picture, paths):
+    frame["img"][1] = picture[:40]
+    names = ("a.jpg", "b.jpg") if paths else ("image 0", "image 1")
+    message = rf"frame 3 must have one size: {names[0]} has \(90, 160, 3\), {names[1]} has \(40, 160, 3\)"
+    with pytest.raises(ValueError, match=message):
+        ResizeMultiViewImageTurbo(scale=(80, 30))({**frame, **paths, "token": 3})
+
+
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 def test_draws_do_not_depend_on_threads(frame, num_threads):
     transform = ResizeMultiViewImageTurbo(ratio_range=(0.3, 0.7), num_threads=num_threads)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
+from mmdet3d.registry import TRANSFORMS
 
 from raggedbev.mm.streampetr.dataset import StreamNuScenesDataset, sequence_flags
 from raggedbev.mm.streampetr.samplers import StreamBatchSampler, StreamSampler
@@ -310,6 +312,46 @@ def test_wrong_version(make):
 def test_bad_arguments(make, kwargs, message):
     with pytest.raises(ValueError, match=message):
         make(**kwargs)
+
+
+def pipeline_with(**transform):
+    load = dict(type="mmdet3d.LoadMultiViewImageTurbo", color_type="color")
+    return [load, transform, dict(type="mmdet3d.PackStreamPETRInputs")]
+
+
+def test_windows_share_the_drawn_size(nuscenes_root):
+    pipeline = pipeline_with(type="mmdet3d.ResizeMultiViewImageTurbo", ratio_range=(0.2, 0.9))
+    dataset = StreamNuScenesDataset(
+        data_root=str(nuscenes_root), ann_file="infos.pkl", pipeline=pipeline, queue_length=3
+    )
+    np.random.seed(0)
+    shapes = [tuple(dataset[3]["inputs"]["img"].shape) for _ in range(3)]
+    assert len(set(shapes)) > 1 and {shape[:3] for shape in shapes} == {(3, 6, 3)}
+
+
+@TRANSFORMS.register_module()
+class CropByFrame(BaseTransform):
+    """Images whose height depends on the frame."""
+
+    def transform(self, results):
+        results["img"] = [image[: 40 + results["sample_idx"]] for image in results["img"]]
+        return results
+
+
+def test_windows_of_several_sizes_are_named(nuscenes_root):
+    dataset = StreamNuScenesDataset(
+        data_root=str(nuscenes_root),
+        ann_file="infos.pkl",
+        pipeline=pipeline_with(type="mmdet3d.CropByFrame"),
+        queue_length=2,
+        random_length=0,
+    )
+    message = (
+        r"one size and number, got \(6, 3, 41, 160\) in its first frame \(token sample-0-1.*\) and "
+        r"\(6, 3, 42, 160\) in a later one \(token sample-0-2, .*\); it ends at frame 2$"
+    )
+    with pytest.raises(ValueError, match=message):
+        dataset[2]
 
 
 def test_frames_are_named(nuscenes_root, pipelines):

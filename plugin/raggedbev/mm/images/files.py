@@ -1,8 +1,8 @@
 """One image file: bytes in, pixels out, at full size or at the fraction of it that is enough.
 
 JPEG is decoded by libjpeg-turbo (`simplejpeg`), which gives the pixels of OpenCV at full size and can give 1/2, 1/4 or
-1/8 of both sides for less. Everything else is left to OpenCV: other formats, CMYK, images that EXIF data turn, and
-all of it where `simplejpeg` is not installed.
+1/8 of both sides for less. It also tells where picture data are damaged, which is an error here. Everything else is
+left to OpenCV: other formats, CMYK, images that EXIF data turn, and all of it where `simplejpeg` is not installed.
 """
 
 import io
@@ -19,15 +19,18 @@ except ImportError:
     simplejpeg = None
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-JPEG_TAIL = 4096  # bytes in which the end marker of a whole JPEG file is found
-EXIF_HEAD, EXIF_MARK, EXIF_ORIENTATION = 65536, b"Exif\0\0", 0x0112
+JPEG_TAIL = 4096  # bytes in which the end marker of a whole JPEG file mostly is
+JPEG_SCAN = 0xDA  # marker behind which the pixels are
+DAMAGE = ("Corrupt JPEG data", "Premature end", "Unsupported marker type", "Inconsistent progression", "Bogus")
+HARMLESS = "extraneous bytes before marker"
+EXIF_MARK, EXIF_ORIENTATION = b"Exif\0\0", 0x0112
 DENOMINATORS = (8, 4, 2)
 IGNORING_ORIENTATION = ("unchanged", "color_ignore_orientation")
 COLORS = {"color": "BGR", "color_ignore_orientation": "BGR", "unchanged": "BGR", "grayscale": "GRAY"}
 
 
 class OpenCVWarning(UserWarning):
-    """Images are decoded by OpenCV: the same pixels, slower, and always at full size."""
+    """Images are decoded by OpenCV, slower and always at full size."""
 
 
 class EncodedImage:
@@ -42,7 +45,7 @@ class EncodedImage:
         frame: what errors call the frame it belongs to.
 
     Raises:
-        ValueError: the image cannot be decoded.
+        ValueError: the image cannot be decoded, or libjpeg-turbo finds its data damaged.
     """
 
     def __init__(self, path: str, content: bytes, color_type: str = "color", frame: str = "") -> None:
@@ -86,7 +89,7 @@ class EncodedImage:
             uint8 [H / d, W / d, 3], BGR, or [H / d, W / d], where d is the :meth:`denominator`.
 
         Raises:
-            ValueError: the image cannot be decoded.
+            ValueError: the image cannot be decoded, or libjpeg-turbo finds its data damaged.
         """
         if self._pixels is not None:
             return self._pixels
@@ -97,7 +100,7 @@ class EncodedImage:
                 self._content, self._colors, min_height=height, min_width=width, min_factor=denominator
             )
         except ValueError as error:
-            return self._decode_by_opencv(f"libjpeg-turbo refuses it ({error})")
+            return self._decode_by_opencv(self._refusal(error))
         return pixels[..., 0] if self._colors == "GRAY" else pixels
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
@@ -115,7 +118,7 @@ class EncodedImage:
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(self._content)
         except ValueError as error:
-            return f"libjpeg-turbo refuses it ({error})"
+            return self._refusal(error)
         if space not in ("YCbCr", "RGB", "Gray"):
             return f"its colours are {space}"
         if self._color_type not in IGNORING_ORIENTATION and _is_turned(self._content):
@@ -124,6 +127,15 @@ class EncodedImage:
         self._colors = "GRAY" if gray else COLORS[self._color_type]
         self._shape = (height, width) if self._colors == "GRAY" else (height, width, 3)
         return ""
+
+    def _refusal(self, error: ValueError) -> str:
+        """Why OpenCV has to decode what libjpeg-turbo refuses; a ValueError where picture data are lost."""
+        message = str(error)
+        if HARMLESS not in message and any(sign in message for sign in DAMAGE):
+            raise ValueError(
+                f"camera image {self.path} is damaged ({message}){_of(self.frame)}: copy the file again"
+            ) from error
+        return f"libjpeg-turbo refuses it ({message})"
 
     def _decode_by_opencv(self, reason: str) -> np.ndarray:
         self._pixels = decode_by_opencv(self.path, self._content, self._color_type, self.frame)
@@ -149,10 +161,14 @@ def read_file(path: str, backend_args: dict | None = None, frame: str = "") -> b
         raise FileNotFoundError(
             f"camera image {path} does not exist{_of(frame)}: check data_root and data_prefix of the dataset"
         ) from None
-    cut = content.startswith(JPEG_START) and content.rfind(JPEG_END, max(0, len(content) - JPEG_TAIL)) < 0
-    if cut or not content:
+    if not content or (content.startswith(JPEG_START) and not _has_end(content)):
         raise _broken(path, content, frame)
     return content
+
+
+def _has_end(content: bytes) -> bool:
+    """Whether a JPEG file has an end marker, in its last bytes or before more that some cameras append."""
+    return content.rfind(JPEG_END, max(0, len(content) - JPEG_TAIL)) >= 0 or JPEG_END in content
 
 
 def decode_by_opencv(path: str, content: bytes, color_type: str = "color", frame: str = "") -> np.ndarray:
@@ -195,7 +211,7 @@ def _of(frame: str) -> str:
 
 def _is_turned(content: bytes) -> bool:
     """Whether EXIF data may ask for the image to be turned or mirrored."""
-    if EXIF_MARK not in content[:EXIF_HEAD]:
+    if not _has_exif(content):
         return False
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -204,17 +220,30 @@ def _is_turned(content: bytes) -> bool:
         return True
 
 
-_said: set[str] = set()
+def _has_exif(content: bytes) -> bool:
+    """Whether a segment before the pixels of a JPEG file holds EXIF data."""
+    start = len(JPEG_START)
+    while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] != bytes([JPEG_SCAN]):
+        if content.startswith(EXIF_MARK, start + 4):
+            return True
+        filler = content[start + 1 : start + 2] == b"\xff"
+        start += 1 if filler else 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return False
+
+
+_said: set[tuple[str, ...]] = set()
 
 
 def _warn_opencv(reason: str, path: str) -> None:
-    """Say once per process and reason that an image takes the slow way."""
-    if reason in _said:
+    """Say that an image takes the slow way: once per process and reason, or per file where its data are odd."""
+    odd = HARMLESS in reason
+    key = (reason, path) if odd else (reason,)
+    if key in _said:
         return
-    _said.add(reason)
-    warnings.warn(
-        f"{path} is decoded by OpenCV, because {reason}: the same pixels, slower, and always at full size. More images "
-        "like it are not mentioned.",
-        OpenCVWarning,
-        stacklevel=2,
+    _said.add(key)
+    rest = (
+        "its pixels may be wrong in places, look at the picture"
+        if odd
+        else "the same pixels, slower, and always at full size. More images like it are not mentioned"
     )
+    warnings.warn(f"{path} is decoded by OpenCV, because {reason}: {rest}.", OpenCVWarning, stacklevel=2)

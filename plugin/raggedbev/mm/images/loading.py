@@ -26,7 +26,8 @@ class LoadMultiViewImageTurbo(LoadMultiViewImageFromFiles):
     """Load the images of all cameras, in parallel, by libjpeg-turbo.
 
     A drop-in for mmdet3d's `LoadMultiViewImageFromFiles`: from `images` (per camera `img_path`, `cam2img`,
-    `lidar2cam`) it makes the same keys, with the same pixels. Frames with `img_paths` (`StreamNuScenesDataset`) get
+    `lidar2cam`) it makes the same keys, with the same pixels. Images of several sizes, which mmdet3d's loader pads, are
+    an error unless `mixed_sizes` says otherwise. Frames with `img_paths` (`StreamNuScenesDataset`) get
     `img`, `img_shape`, `ori_shape`, `pad_shape` and `scale_factor`. Past frames come along as further entries of
     `images` or `img_paths`, all read at once; of a dataset's windows `prefetch` reads them.
 
@@ -81,9 +82,12 @@ class LoadMultiViewImageTurbo(LoadMultiViewImageFromFiles):
 
         Raises:
             FileNotFoundError: an image is missing.
-            ValueError: an image cannot be decoded, its file ends early, or it has another size than the others.
+            ValueError: an image cannot be decoded, its data are damaged, its file ends early, or it has another size
+                than the others; or the frame has no cameras.
         """
         paths = self._paths(results)
+        if not paths:
+            raise ValueError(f"{frame_name(results) or 'a frame'} has no camera images: its list of cameras is empty")
         begun: list[Future] | None = results.pop(BEGUN, None)
         if begun is None:
             load = functools.partial(self._load, frame=frame_name(results))

@@ -16,10 +16,12 @@ from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 from torch.nn.functional import interpolate
 
-from raggedbev.mm.images.files import EncodedImage
+from raggedbev.mm.images.files import EncodedImage, frame_name
+from raggedbev.mm.images.loading import mixed_sizes_message
 from raggedbev.mm.images.threads import choose_threads, map_in_threads
 
 ANTIALIASED = ("bilinear", "bicubic")
+WINDOW = "window_draws"  # key of a dict that the frames of a window share
 
 
 def resize_image(
@@ -85,12 +87,14 @@ class ResizeMultiViewImageTurbo(BaseTransform):
 
     Takes `img` of a loader, best `LoadMultiViewImageTurbo(defer=True)`. Changes `img`, `img_shape`, `pad_shape`,
     `scale_factor` ((x, y), factors from the images as they were), and where they are there `cam2img`, `lidar2img`,
-    `intrinsics` (one [3, 3], [3, 4] or [4, 4] per camera, as list or array), `gt_bboxes`, `centers_2d` (lists of one
-    array per camera). To be put before PhotoMetricDistortion3D and the like.
+    `intrinsics` (one [3, 3], [3, 4] or [4, 4] per camera, as list or array, or one for all), `gt_bboxes`, `centers_2d`
+    (lists of one array per camera). What holds integers becomes floating point. To be put before
+    PhotoMetricDistortion3D and the like.
 
     Args:
         scale: width and height of the result; or use `ratio_range`.
-        ratio_range: least and greatest factor of both sides, drawn once a frame from NumPy's global generator.
+        ratio_range: least and greatest factor of both sides, drawn from NumPy's global generator once a frame; once for
+            all frames of a window of `StreamNuScenesDataset`. Batches of more than one item then hold several sizes.
         interpolation: see :func:`resize_image`.
         antialias: see :func:`resize_image`.
         scaled_decoding: decode JPEG at 1/2, 1/4 or 1/8 where that is enough; the pixels differ a little from those of
@@ -135,10 +139,14 @@ class ResizeMultiViewImageTurbo(BaseTransform):
         """Resize the images of a frame.
 
         Raises:
-            ValueError: an image cannot be decoded.
+            ValueError: an image cannot be decoded, or has another size than the others.
         """
         height, width = results["img"][0].shape[:2]
-        size = self._draw(width, height)
+        if any(image.shape[:2] != (height, width) for image in results["img"]):
+            paths = results.get("img_paths", results.get("filename"))
+            paths = paths or [f"image {number}" for number in range(len(results["img"]))]
+            raise ValueError(mixed_sizes_message(results["img"], paths, frame_name(results)))
+        size = self._draw(width, height, results)
         resize = functools.partial(
             resize_image,
             size=size,
@@ -158,21 +166,39 @@ class ResizeMultiViewImageTurbo(BaseTransform):
         results.update(img_shape=shape, pad_shape=shape, scale_factor=factors)
         return results
 
-    def _draw(self, width: int, height: int) -> tuple[int, int]:
+    def _draw(self, width: int, height: int, results: dict) -> tuple[int, int]:
         if self.scale is not None:
             return self.scale
-        ratio = np.random.uniform(*self.ratio_range)
+        drawn = results.get(WINDOW, {})
+        if id(self) not in drawn:
+            drawn[id(self)] = np.random.uniform(*self.ratio_range)
+        ratio = drawn[id(self)]
         return max(1, int(width * ratio + 0.5)), max(1, int(height * ratio + 0.5))
 
     @staticmethod
     def _scale_matrices(matrices: Sequence | np.ndarray, factors: tuple[float, float]) -> list | np.ndarray:
-        scaled = [np.array(matrix) for matrix in matrices]
-        for matrix in scaled:
-            matrix[0] *= factors[0]
-            matrix[1] *= factors[1]
+        if len(matrices) and np.ndim(matrices[0]) == 1:  # one for all
+            matrix = _scaled(matrices, factors)
+            return matrix if isinstance(matrices, np.ndarray) else matrix.tolist()
+        scaled = [_scaled(matrix, factors) for matrix in matrices]
         return np.stack(scaled) if isinstance(matrices, np.ndarray) else scaled
 
     @staticmethod
     def _scale_points(points: np.ndarray, factors: tuple[float, float]) -> np.ndarray:
         """Points [G, 2] or boxes [G, 4] of one image."""
+        points = _floating(points, np.float32)
         return points * np.array(factors * (points.shape[-1] // 2), dtype=points.dtype)
+
+
+def _scaled(matrix: Sequence | np.ndarray, factors: tuple[float, float]) -> np.ndarray:
+    """A matrix to pixels, of images whose sides grow by the factors."""
+    matrix = _floating(matrix)
+    matrix[0] *= factors[0]
+    matrix[1] *= factors[1]
+    return matrix
+
+
+def _floating(values: Sequence | np.ndarray, kind: type = np.float64) -> np.ndarray:
+    """A copy in floating point: as it is, or what was no floating point as `kind`."""
+    array = np.array(values)
+    return array if np.issubdtype(array.dtype, np.floating) else array.astype(kind)

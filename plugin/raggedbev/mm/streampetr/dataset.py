@@ -21,6 +21,8 @@ from mmengine.fileio import load
 
 from raggedbev.geometry import invert_rigid
 from raggedbev.mm.images.loading import LoadMultiViewImageTurbo
+from raggedbev.mm.images.resize import WINDOW
+from raggedbev.mm.packed import names_of
 from raggedbev.nuscenes import CAMERAS, DETECTION_CLASSES
 
 DEFAULT_PREFIX = {
@@ -392,22 +394,39 @@ class StreamNuScenesDataset(NuScenesDataset):
         Returns:
             dict(inputs=dict(img=[N, 3, H, W]), data_samples=sample), or for a window
             dict(inputs=dict(img=[T, N, 3, H, W]), data_samples=list of T samples).
+
+        Raises:
+            ValueError: the frames of a window have images of several sizes.
         """
         if self.queue_length == 1:
             return self._frame(index)
         infos = [self.get_data_info(int(frame_index)) for frame_index in self.window_indices(index)]
         previous_scene = None
+        drawn: dict = {}
         for info in infos:
+            info[WINDOW] = drawn
             info["prev_exists"] = info["scene_token"] == previous_scene
             previous_scene = info["scene_token"]
         for transform in self.pipeline.transforms:
             if isinstance(transform, LoadMultiViewImageTurbo):
                 transform.prefetch(infos)
         frames = [self.pipeline(info) for info in infos]
+        self._check_window(index, frames)
         return {
             "inputs": {"img": torch.stack([frame["inputs"]["img"] for frame in frames])},
             "data_samples": [frame["data_samples"] for frame in frames],
         }
+
+    def _check_window(self, index: int, frames: list[dict]) -> None:
+        """A ValueError where the images of a window have several sizes."""
+        shapes = [tuple(frame["inputs"]["img"].shape) for frame in frames]
+        for frame, shape in zip(frames, shapes, strict=True):
+            if shape != shapes[0]:
+                first, other = (names_of(one["data_samples"]) for one in (frames[0], frame))
+                raise ValueError(
+                    f"the images of a window must have one size and number, got {shapes[0]} in its first frame "
+                    f"({first}) and {shape} in a later one ({other}); it ends at frame {index}"
+                )
 
     def describe(self, index: int) -> str:
         """How messages name the frame at an index."""
