@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -166,6 +166,60 @@ def test_strides(through_buffer):
     assert found[2].is_contiguous() and found[3].is_contiguous()
     for one, other in zip(found, (image, turned, narrow, expanded), strict=True):
         assert torch.equal(one, other)
+
+
+@dataclass
+class Scaled:
+    """Computes when it is constructed, from what it does not keep, and is changed afterwards."""
+
+    points: torch.Tensor
+    factor: InitVar[float]
+    cache: object = field(init=False, default=None)
+    unset: object = field(init=False)
+
+    def __post_init__(self, factor):
+        self.points = self.points * factor
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    xy: torch.Tensor
+
+
+def test_dataclasses_are_not_constructed_anew():
+    scaled = Scaled(torch.ones(2), 3.0)
+    scaled.cache, scaled.note = torch.full((2,), 7.0), "a"
+    moved = copy_to_device([scaled, Point(torch.ones(2))], "meta")
+    assert moved[0] is not scaled and moved[0].points.device.type == moved[0].cache.device.type == "meta"
+    assert moved[0].note == "a" and not hasattr(moved[0], "unset")
+    assert moved[1].xy.is_meta and scaled.points.tolist() == [3, 3] and not scaled.points.is_meta
+    assert copy_to_device(scaled, "cpu").cache is scaled.cache
+
+
+class OwnUpdate(dict):
+    """As mmengine's ConfigDict, which knows no `update` from pairs."""
+
+    def update(self, other):
+        raise TypeError("no pairs")
+
+
+def test_dicts_are_set_item_by_item():
+    moved = copy_to_device(OwnUpdate(a=torch.ones(1), b=OwnUpdate(c=np.ones(2), d="x")), "meta")
+    assert type(moved) is type(moved["b"]) is OwnUpdate
+    assert moved["a"].is_meta and moved["b"]["c"].is_meta and moved["b"]["d"] == "x"
+
+
+@pytest.mark.parametrize("code", "qQlLiIhHbB")
+def test_integers_of_every_c_type(code):
+    array = np.arange(3, dtype=code)
+    assert copy_to_device(array, "cpu").tolist() == [0, 1, 2]
+    swapped = array.astype(array.dtype.newbyteorder())
+    assert copy_to_device(swapped, "cpu").tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("array", [np.zeros(2, "g"), np.zeros(2, "G"), np.ma.masked_array([1.0, 2.0], [0, 1])])
+def test_arrays_that_no_tensor_can_stand_for_stay(array):
+    assert copy_to_device([array], "cpu")[0] is array
 
 
 def test_a_tensor_that_occurs_twice_is_copied_once(through_buffer):

@@ -102,10 +102,11 @@ def copy_to_device(nested: Any, device: torch.device | str) -> Any:
         device: where the data goes.
 
     Returns:
-        The same nest of the same types, the containers anew (dataclasses are constructed from their fields). Arrays of
-        numbers have become tensors. Shape, dtype, strides of tensors without gaps, and what shares sizes with what are
-        kept; a tensor that occurs twice is copied once. Tensors that are on `device` already are handed on as they are;
-        so on the CPU nothing is copied.
+        The same nest of the same types. Containers are shallow copies, into which the moved entries and fields are set;
+        nothing is constructed anew, and what a dataclass holds besides its fields is handed on as it is. Arrays of
+        numbers have become tensors, but for masked ones and those of types that torch lacks. Shape, dtype, strides of
+        tensors without gaps, and what shares sizes with what are kept; a tensor that occurs twice is copied once.
+        Tensors that are on `device` already are handed on as they are; so on the CPU nothing is copied.
 
     Example:
         >>> batch = {"boxes": [torch.ones(2, 9), torch.ones(0, 9)], "time": np.float64([0.5]), "token": "a"}
@@ -187,11 +188,20 @@ def _contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _from_numpy(array: np.ndarray) -> Tensor:
     """A view where torch can have one: neither of memory that is read-only nor backwards nor of foreign byte order."""
     fits = array.flags.writeable and array.dtype.isnative and min(array.strides, default=0) >= 0
-    return torch.from_numpy(array if fits else np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+    if not fits:
+        array = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+    if array.dtype.kind in "iu":
+        array = array.view(f"{array.dtype.kind}{array.dtype.itemsize}")  # long long is a type of its own for torch
+    return torch.from_numpy(array)
 
 
 def _is_number_array(node: Any) -> bool:
-    return isinstance(node, np.ndarray) and node.dtype.kind in "biufc" and node.dtype.type is not np.longdouble
+    return (
+        isinstance(node, np.ndarray)
+        and not isinstance(node, np.ma.MaskedArray)
+        and node.dtype.kind in "biufc"
+        and node.dtype.type not in (np.longdouble, np.clongdouble)
+    )
 
 
 # -- nests -------------------------------------------------------------------------------------------------------------
@@ -214,9 +224,14 @@ def _children(node: Any) -> Sequence:
         return node
     if isinstance(node, dict):
         return list(node.values())
-    if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        return [getattr(node, field.name) for field in dataclasses.fields(node)]
-    return ()
+    return [getattr(node, name) for name in _field_names(node)]
+
+
+def _field_names(node: Any) -> list[str]:
+    """Fields of a dataclass that are set; none of anything else."""
+    if not dataclasses.is_dataclass(node) or isinstance(node, type):
+        return []
+    return [field.name for field in dataclasses.fields(node) if hasattr(node, field.name)]
 
 
 def _rebuild(node: Any, moved: dict[int, Tensor], layouts: dict[int, Layout]) -> Any:
@@ -233,13 +248,13 @@ def _rebuild(node: Any, moved: dict[int, Tensor], layouts: dict[int, Layout]) ->
     for kind, replace in _REPLACE.items():
         if isinstance(node, kind):
             return replace(node, children)
-    if dataclasses.is_dataclass(node) and not isinstance(node, type):
-        names = [field.name for field in dataclasses.fields(node)]
-        given = {field.name for field in dataclasses.fields(node) if field.init}
-        return dataclasses.replace(
-            node, **{name: child for name, child in zip(names, children, strict=True) if name in given}
-        )
-    return node
+    names = _field_names(node)
+    if not names:
+        return node
+    out = copy.copy(node)
+    for name, child in zip(names, children, strict=True):
+        object.__setattr__(out, name, child)  # of frozen ones, too
+    return out
 
 
 def _replace_in_sequence(node: Any, children: list) -> Any:
@@ -259,7 +274,8 @@ def _replace_in_tuple(node: tuple, children: list) -> tuple:
 
 def _replace_in_dict(node: dict, children: list) -> dict:
     out = copy.copy(node)
-    out.update(zip(node, children, strict=True))
+    for key, child in zip(node, children, strict=True):
+        out[key] = child
     return out
 
 
