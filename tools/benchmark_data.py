@@ -31,7 +31,7 @@ import cv2
 import mmcv
 import numpy as np
 import torch
-from image_files import PIPELINES, STOCK, TURBO, ImageFrames, find_images, make_images, pipelines
+from image_files import PIPELINES, STOCK, TURBO, ImageFrames, check_images, find_images, make_images, pipelines
 from mmengine.dataset import pseudo_collate, worker_init_fn
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -340,6 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cv2.setNumThreads(0)  # as in the workers of mmengine's loaders
     try:
         frames = find_images(args.images) if args.images else make_images(args.work_dir, args.frames, args.seed)
+        check_images(frames, args.pipelines)
         bench = Bench(args, frames)
         report = bench.report()
     except (ValueError, OSError) as error:

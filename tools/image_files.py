@@ -20,6 +20,9 @@ from mmengine.registry import init_default_scope
 from torch.utils.data import Dataset
 
 import raggedbev.mm.streampetr  # noqa: F401  registers the transforms
+from raggedbev.mm.images import EncodedImage
+from raggedbev.mm.images.files import read_file
+from raggedbev.mm.images.loading import mixed_sizes_message
 from raggedbev.nuscenes import CAMERAS
 
 WIDTH, HEIGHT = 1600, 900
@@ -48,6 +51,29 @@ def find_images(folder: Path) -> list[list[str]]:
     if len(images) < count:
         raise FileNotFoundError(f"{folder} has {len(images)} images, a frame needs {count}")
     return [images[i : i + count] for i in range(0, len(images) - count + 1, count)]
+
+
+def check_images(frames: Sequence[Sequence[str]], kinds: Sequence[str]) -> None:
+    """Decode every image once, so that a bad one is told before anything is measured.
+
+    Args:
+        frames: paths of each frame's images.
+        kinds: of pipelines that will read them.
+
+    Raises:
+        ValueError: an image that cannot be decoded, of another size than the others of its frame, or of a size that
+            'streampetr' is not written for.
+    """
+    for paths in frames:
+        images = [EncodedImage(path, read_file(path)) for path in paths]
+        shapes = [image.decode().shape for image in images]
+        if len(set(shapes)) > 1:
+            raise ValueError(mixed_sizes_message(images, paths, ""))
+        if "streampetr" in kinds and shapes[0][:2] != (HEIGHT, WIDTH):
+            raise ValueError(
+                f"the pipeline streampetr takes images of {WIDTH}x{HEIGHT}, {paths[0]} has "
+                f"{shapes[0][1]}x{shapes[0][0]}: leave it out with --pipelines resize photometric"
+            )
 
 
 def make_images(folder: Path, frames: int, seed: int) -> list[list[str]]:

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import shutil
 import sys
 
 import cv2
@@ -103,3 +105,34 @@ def test_bad_input(tool, arguments, status, message, capsys):
         ended = end.code
     assert ended == status
     assert message in capsys.readouterr().err
+
+
+BAD_FILES = {
+    "cut": (lambda good: good[: len(good) // 2], r"CAM_BACK/0.jpg is broken \(\d+ bytes\)"),
+    "damaged": (lambda good: good[: len(good) // 2] + b"\xff\xd9", "CAM_BACK/0.jpg is damaged"),
+    "small": (
+        lambda good: cv2.imencode(".jpg", np.zeros((90, 160, 3), np.uint8))[1].tobytes(),
+        r"must have one size: .*CAM_FRONT/0.jpg has \(900, 1600, 3\), .*CAM_BACK/0.jpg has \(90, 160, 3\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files_are_told_before_anything_is_measured(tool, folder, tmp_path, change, message, capsys):
+    samples = tmp_path / "samples"
+    shutil.copytree(folder, samples)
+    path = samples / "CAM_BACK" / "0.jpg"
+    path.write_bytes(change(path.read_bytes()))
+    assert tool.main(["--images", str(samples)]) == 1
+    printed = capsys.readouterr()
+    assert re.search(f"^error: .*{message}", printed.err) and "frame:" not in printed.out + printed.err
+
+
+def test_size_that_a_pipeline_does_not_take(tool, tmp_path, capsys):
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), np.zeros((90, 160, 3), np.uint8))
+    assert tool.main(["--images", str(tmp_path)]) == 1
+    message = (
+        "streampetr takes images of 1600x900, .*/0.jpg has 160x90: leave it out with --pipelines resize photometric"
+    )
+    assert re.search(message, capsys.readouterr().err)
