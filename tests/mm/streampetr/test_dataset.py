@@ -9,8 +9,9 @@ import torch
 from mmcv.transforms import BaseTransform
 from mmdet3d.registry import TRANSFORMS
 
-from raggedbev.mm.streampetr.dataset import StreamNuScenesDataset, sequence_flags
+from raggedbev.mm.streampetr.dataset import StreamNuScenesDataset
 from raggedbev.mm.streampetr.samplers import StreamBatchSampler, StreamSampler
+from raggedbev.mm.streampetr.sequences import sequence_flags
 
 from . import handmade_nuscenes as world
 

@@ -5,24 +5,21 @@ needs (image paths, camera and pose matrices, ground truth), in the order in whi
 scene by scene, sorted by lidar time, cut into sequences (`flag`) that `StreamSampler` deals to its batch slots.
 """
 
-import contextlib
 import copy
-import gc
-import os.path as osp
-import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
 from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.registry import DATASETS
-from mmengine.fileio import load
 
-from raggedbev.geometry import invert_rigid
 from raggedbev.mm.images.loading import LoadMultiViewImageTurbo
 from raggedbev.mm.images.resize import WINDOW
 from raggedbev.mm.packed import names_of
+from raggedbev.mm.streampetr.frames import camera_arrays, frame_matrices, join_path, map_labels
+from raggedbev.mm.streampetr.infos import InfoFile, find_scenes, no_garbage_collection
+from raggedbev.mm.streampetr.sequences import draw_window, sequence_flags, stream_order
 from raggedbev.nuscenes import CAMERAS, DETECTION_CLASSES
 
 DEFAULT_PREFIX = {
@@ -30,50 +27,6 @@ DEFAULT_PREFIX = {
     "sweeps": "sweeps/LIDAR_TOP",
     **{camera: f"samples/{camera}" for camera in CAMERAS},
 }
-FRAME_KEYS = ("token", "timestamp", "ego2global", "images", "lidar_points")
-IMAGE_KEYS = ("img_path", "cam2img", "lidar2cam")
-INSTANCE_KEYS = ("bbox_3d", "bbox_label_3d", "velocity", "bbox_3d_isvalid")
-
-
-def sequence_flags(scene_ids: Sequence, num_splits: int) -> np.ndarray:
-    """Number the sequences that frames belong to.
-
-    A run of equal scene ids with n frames is cut into chunks of ceil(n / num_splits) frames.
-
-    Args:
-        scene_ids: one id per frame, in dataset order.
-        num_splits: sequences to make of every scene.
-
-    Returns:
-        int64 array [frames]; equal numbers are consecutive and mark one sequence.
-
-    Raises:
-        ValueError: a scene cannot be cut into `num_splits` chunks of that length.
-    """
-    scene_ids = np.asarray(scene_ids)
-    starts = np.flatnonzero(np.r_[True, scene_ids[1:] != scene_ids[:-1]][: len(scene_ids)])
-    flags = np.empty(len(scene_ids), dtype=np.int64)
-    for scene, (start, frames) in enumerate(zip(starts, np.diff(np.r_[starts, len(scene_ids)]), strict=True)):
-        chunk = -(-frames // num_splits)
-        if -(-frames // chunk) != num_splits:
-            raise ValueError(
-                f"seq_split_num={num_splits} cannot cut a scene of {frames} frames (it starts at frame {start}) into "
-                f"equal chunks: {chunk} frames each give {-(-frames // chunk)} sequences"
-            )
-        flags[start : start + frames] = scene * num_splits + np.arange(frames) // chunk
-    return flags
-
-
-@contextlib.contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Pause the collector while millions of small objects come to life: info files load several times faster."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @DATASETS.register_module()
@@ -216,27 +169,18 @@ class StreamNuScenesDataset(NuScenesDataset):
     @no_garbage_collection()
     def load_data_list(self) -> list[dict]:
         """Frames in stream order: scenes by their first lidar time, frames of a scene by lidar time."""
-        content = self._read_info_file()
+        content = self._info_file.read()
         metainfo = content["metainfo"]
-        version = metainfo.get("version")
-        if self._wanted_version is not None and version is not None and version != self._wanted_version:
-            raise ValueError(
-                f"{self.ann_file} holds {version}, but metainfo.version of the config is {self._wanted_version}: "
-                f"change one of them, or make the infos with {self._create_infos(self._wanted_version)}"
-            )
-        self._metainfo["version"] = version or self._wanted_version or "v1.0-trainval"
+        self._metainfo["version"] = metainfo.get("version") or self._wanted_version or "v1.0-trainval"
         for key, value in metainfo.items():
             self._metainfo.setdefault(key, value)
-        self._map_labels(metainfo.get("categories"))
+        self.label_mapping = map_labels(metainfo.get("categories"), self._metainfo["classes"])
 
         for info in content["data_list"]:
-            self._check_frame(info)
+            self._info_file.check_frame(info, self.cameras)
         infos = sorted(content["data_list"], key=lambda info: info["timestamp"])
-        scene_tokens = np.array(self._find_scenes(infos))
-        first_seen: dict = {}
-        for token in scene_tokens:
-            first_seen.setdefault(token, len(first_seen))
-        order = np.argsort([first_seen[token] for token in scene_tokens], kind="stable")
+        scene_tokens = np.array(find_scenes(infos))
+        order = stream_order(scene_tokens)
         self._scene_tokens = scene_tokens[order]
         frames = []
         for index, scene_token in zip(order, self._scene_tokens, strict=True):
@@ -244,63 +188,9 @@ class StreamNuScenesDataset(NuScenesDataset):
             infos[index] = None
         return frames
 
-    def _create_infos(self, version: str | None = None) -> str:
-        version = version or self._wanted_version or "v1.0-mini"
-        return f"`python tools/create_infos.py --data-root {self.data_root} --version {version}`"
-
-    def _read_info_file(self) -> dict:
-        if not osp.isdir(self.data_root):
-            raise FileNotFoundError(
-                f"data_root {self.data_root} does not exist: set it to a nuScenes folder, or make a small synthetic "
-                f"one with `python tools/create_mini.py --out {self.data_root}`"
-            )
-        if not osp.isfile(self.ann_file):
-            raise FileNotFoundError(f"info file {self.ann_file} does not exist: make it with {self._create_infos()}")
-        try:
-            content = load(self.ann_file)
-        except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, TypeError, ValueError) as error:
-            raise self._format_error(f"it cannot be read ({error})") from error
-        if not isinstance(content, dict) or "data_list" not in content or "metainfo" not in content:
-            old = isinstance(content, list) or (isinstance(content, dict) and "infos" in content)
-            raise self._format_error("it is of mmdet3d before 1.0" if old else "it has no data_list and metainfo")
-        if not content["data_list"]:
-            raise self._format_error("it holds no frames")
-        return content
-
-    def _format_error(self, reason: str) -> ValueError:
-        return ValueError(
-            f"{self.ann_file} is not an info file of this dataset, {reason}: make it with {self._create_infos()}"
-        )
-
-    def _check_frame(self, info: dict) -> None:
-        missing = [key for key in FRAME_KEYS if key not in info]
-        for camera in self.cameras:
-            image = info.get("images", {}).get(camera, {})
-            missing += [f"images.{camera}.{key}" for key in IMAGE_KEYS if key not in image]
-        if missing:
-            raise self._format_error(f"a frame lacks {', '.join(missing[:4])}")
-
-    def _map_labels(self, categories: dict | None) -> None:
-        """From the info file's class numbers to those of the config (-1: not among them)."""
-        if categories is None:
-            categories = {name: label for label, name in enumerate(NuScenesDataset.METAINFO["classes"])}
-        classes = list(self._metainfo["classes"])
-        self.label_mapping = dict.fromkeys(categories.values(), -1)
-        self.label_mapping[-1] = -1
-        for name, label in categories.items():
-            if name in classes:
-                self.label_mapping[label] = classes.index(name)
-
-    @staticmethod
-    def _find_scenes(infos: list[dict]) -> list[str]:
-        """Scene of each frame: as recorded, else a scene starts where no lidar sweep comes before a frame."""
-        if all("scene_token" in info for info in infos):
-            return [info["scene_token"] for info in infos]
-        scenes = []
-        for info in infos:
-            starts = not scenes or not info.get("lidar_sweeps")
-            scenes.append(info["token"] if starts else scenes[-1])
-        return scenes
+    @property
+    def _info_file(self) -> InfoFile:
+        return InfoFile(self.ann_file, self.data_root, self._wanted_version)
 
     def parse_data_info(self, info: dict) -> dict:
         """A frame of the info file, with paths joined, matrices made and labels mapped.
@@ -323,57 +213,25 @@ class StreamNuScenesDataset(NuScenesDataset):
         ]
         frame["lidar_path"] = self._join("pts", lidar["lidar_path"])
         frame["num_pts_feats"] = lidar.get("num_pts_feats", 5)
-        frame.update(self._matrices(info, images))
+        frame.update(frame_matrices(info, images))
         if "cam_instances" in info:
             frame["cam_instances"] = [
-                self._camera_arrays(info["cam_instances"].get(camera) or []) for camera in self.cameras
+                camera_arrays(info["cam_instances"].get(camera) or [], self.label_mapping) for camera in self.cameras
             ]
         if not self.test_mode:
             if "instances" not in info:
-                raise self._format_error("it has no annotations to train on")
+                raise self._info_file.format_error("it has no annotations to train on")
             frame["ann_info"] = self.parse_ann_info(info)
         elif self.load_eval_anns and "instances" in info:
             frame["eval_ann_info"] = self.parse_ann_info(info)
         return frame
 
-    def _join(self, prefix: str, path: str) -> str:
-        """A bare file name lies in the sensor's folder, a longer relative path below `data_root`."""
-        if osp.dirname(path):
-            return path if osp.isabs(path) else osp.join(self.data_root, path)
-        return osp.join(self.data_prefix[prefix], path)
-
-    @staticmethod
-    def _matrices(info: dict, images: list[dict]) -> dict[str, np.ndarray]:
-        """The frame's matrices, float64: [N, 4, 4] of the cameras, [4, 4] of the poses."""
-        lidar2ego = np.array(info["lidar_points"]["lidar2ego"], dtype=np.float64)
-        ego_pose = np.array(info["ego2global"], dtype=np.float64) @ lidar2ego
-        intrinsics = np.tile(np.eye(4), (len(images), 1, 1))
-        for matrix, image in zip(intrinsics, images, strict=True):
-            matrix[:3, :3] = np.array(image["cam2img"], dtype=np.float64)[:3, :3]
-        extrinsics = np.array([image["lidar2cam"] for image in images], dtype=np.float64).reshape(-1, 4, 4)
-        return {
-            "intrinsics": intrinsics,
-            "extrinsics": extrinsics,
-            "lidar2img": intrinsics @ extrinsics,
-            "ego_pose": ego_pose,
-            "ego_pose_inv": invert_rigid(ego_pose),
-        }
-
-    def _camera_arrays(self, instances: list[dict]) -> dict[str, np.ndarray]:
-        """2D ground truth of one image as arrays, labels in the config's order."""
-        return {
-            "bboxes": np.array([item["bbox"] for item in instances], dtype=np.float32).reshape(-1, 4),
-            "labels": np.array([self.label_mapping[item["bbox_label"]] for item in instances], dtype=np.int64),
-            "centers2d": np.array([item["center_2d"] for item in instances], dtype=np.float32).reshape(-1, 2),
-            "depths": np.array([item["depth"] for item in instances], dtype=np.float32),
-        }
+    def _join(self, sensor: str, path: str) -> str:
+        return join_path(self.data_root, self.data_prefix[sensor], path)
 
     def parse_ann_info(self, info: dict) -> dict:
         """3D ground truth of a frame by mmdet3d's rules: valid boxes, unknown velocities 0, labels mapped."""
-        if info["instances"]:
-            missing = [key for key in INSTANCE_KEYS if key not in info["instances"][0]]
-            if missing:
-                raise self._format_error(f"an object lacks {', '.join(missing)}")
+        self._info_file.check_objects(info)
         annotations = super().parse_ann_info(info)
         return {key: annotations[key] for key in ("gt_bboxes_3d", "gt_labels_3d")}
 
@@ -446,6 +304,4 @@ class StreamNuScenesDataset(NuScenesDataset):
 
         Before the first frame of the dataset the first frame stands in.
         """
-        span = self.queue_length - 1 + self.random_length
-        drawn = np.sort(np.random.permutation(span)[self.random_length :])
-        return np.maximum(np.append(index - span + drawn, index), 0)
+        return draw_window(index, self.queue_length, self.random_length)

@@ -23,7 +23,7 @@ from nuscenes.eval.detection.evaluate import NuScenesEval
 from nuscenes.utils.splits import create_splits_scenes
 from pyquaternion import Quaternion
 
-from raggedbev.mm.streampetr.dataset import no_garbage_collection
+from raggedbev.mm.streampetr.infos import no_garbage_collection
 
 DEFAULT_SETS = {"v1.0-mini": "mini_val", "v1.0-trainval": "val"}
 VEHICLES = ("car", "construction_vehicle", "bus", "truck", "trailer")
