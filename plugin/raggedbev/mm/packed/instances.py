@@ -28,9 +28,13 @@ class UnitRest(NamedTuple):
 
     @staticmethod
     def of(unit: InstanceData, packed: Sequence[str]) -> UnitRest:
-        """All of a unit but the `packed` fields."""
+        """All of a unit but the `packed` fields; the same object for all units that have no more than these."""
         kept = {key: value for key, value in unit.items() if key not in packed}
-        return UnitRest(type(unit), dict(unit.metainfo_items()), kept)
+        metainfo = dict(unit.metainfo_items())
+        return UnitRest(type(unit), metainfo, kept) if kept or metainfo or type(unit) is not InstanceData else _NOTHING
+
+
+_NOTHING = UnitRest(InstanceData, {}, {})
 
 
 class PackedInstances:

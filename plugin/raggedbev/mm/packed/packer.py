@@ -70,6 +70,8 @@ class Group:
 
 def _moved(rest: list[UnitRest], device: torch.device) -> list[UnitRest]:
     """Tensors by one copy, other values that have `.to` one by one; arrays and all else stay as they are."""
+    if not any(unit.kept for unit in rest):
+        return rest
     tensors = [{key: value for key, value in unit.kept.items() if isinstance(value, Tensor)} for unit in rest]
     out = []
     for unit, found in zip(rest, copy_to_device(tensors, device), strict=True):
