@@ -2,8 +2,8 @@
 # Builds the package with AddressSanitizer and UndefinedBehaviorSanitizer into build/sanitize, and runs the tests of the
 # compiled operators with it, indices and sizes far outside the tensors among them: once the kernels of the CPU, once the
 # host twins of the device's kernels with their lanes in shuffled orders. Before that, ThreadSanitizer looks for syncs that
-# the kernels of match costs and assignment lack. The normal build is not touched. Needs g++. TWINS="0 1 shuffle:7" chooses what pytest
-# runs on; arguments go to pytest.
+# the kernels of match costs and assignment lack. The normal build is not touched. Needs g++. TWINS="0 1 shuffle:7"
+# chooses what pytest runs on; arguments go to pytest.
 #
 #   scripts/sanitize.sh
 #   TWINS=0 scripts/sanitize.sh -k gather
