@@ -176,12 +176,13 @@ RAGGEDBEV_KERNEL void bound_row(const Ops& ops, const AssignmentParams& p, int64
   ops.once([&] { workspace.invalid[row] = invalid; });
 }
 
-// All of a problem; `bounded`: bound_row has been called for every row.
+// Pairs of a problem that the search of its costs as they are has given up with `status`.
 template <typename Cost, typename Ops>
 RAGGEDBEV_KERNEL Status solve_clamped(const Ops& ops, const AssignmentParams& p, int64_t number,
                                       const Problem<Cost>& problem, const Cost* cost, const Memory& memory,
                                       const Clamped<Cost>& access, Status status);
 
+// All of a problem; `bounded`: bound_row has been called for every row.
 template <typename Cost, typename Ops>
 RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, int64_t number, const Memory& memory,
                                     bool bounded) {
