@@ -200,7 +200,7 @@ def test_wrong_settings():
         build("bevformer")
     with pytest.raises(ValueError, match=r"its weight must be 0, got 1\.0"):
         build("petr", iou_cost={"type": "IoUCost", "weight": 1.0})
-    with pytest.raises(ValueError, match="pc_range must have 6 numbers"):
+    with pytest.raises(ValueError, match="pc_range must be six numbers, lowest x, y, z, then"):
         build("petr", pc_range=[0.0])
     with pytest.raises(ValueError, match="solver must be one of"):
         build("petr", solver="fast")
