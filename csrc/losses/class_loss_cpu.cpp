@@ -91,6 +91,7 @@ class Chunk {
 };
 
 constexpr int64_t kLogitsPerThread = 16384;
+constexpr int64_t kInLanes = 1024;  // values that are added up in their own type, before float64
 
 // Calls work(chunk, segment, number of the chunk, first row, rows) for all chunks of rows.
 template <typename T, typename Work>
@@ -112,8 +113,12 @@ void sums_of(const ClassLossParams& p) {
   with_loss<T>(p, [&](const auto& loss) {
     for_chunks<T>(p, [&](const Chunk<T>& chunk, int64_t, int64_t i, int64_t first, int64_t rows) {
       const T* logits = static_cast<const T*>(p.logits) + first * p.classes;
-      p.partial[i] =
-          static_cast<double>(sum(loss, logits, chunk.targets(), chunk.weights(), static_cast<int>(rows * p.classes)));
+      const int64_t count = rows * p.classes;
+      p.partial[i] = 0;
+      for (int64_t at = 0; at < count; at += kInLanes) {
+        const int length = static_cast<int>(std::min(kInLanes, count - at));
+        p.partial[i] += static_cast<double>(sum(loss, logits + at, chunk.targets() + at, chunk.weights() + at, length));
+      }
     });
   });
   for (int64_t segment = 0; segment < p.segments; ++segment) {
