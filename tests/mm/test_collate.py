@@ -306,7 +306,7 @@ def test_detection_pipeline(device):
 
 def test_stock_preprocessor_says_what_to_use():
     batch = MODELS.build({"type": "Det3DDataPreprocessor"})(ragged_collate([scan(0, 1)]))
-    with pytest.raises(TypeError, match="use RaggedDet3DDataPreprocessor"):
+    with pytest.raises(ValueError, match="use RaggedDet3DDataPreprocessor"):
         list(batch["data_samples"])
 
 
@@ -489,7 +489,7 @@ def test_versions_for_test_time_augmentation(device):
         batch["data_samples"][2]
     single = ragged_collate([scan(0, 1)])["data_samples"]
     assert len(single) == 1
-    with pytest.raises(TypeError, match="use RaggedDet3DDataPreprocessor"):
+    with pytest.raises(ValueError, match="use RaggedDet3DDataPreprocessor"):
         single[0]
 
 

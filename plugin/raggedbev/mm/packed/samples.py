@@ -101,7 +101,7 @@ class PackedSamples:
     def __getitem__(self, index: int) -> PackedSamples:
         """Frame `index` of windows, which is how test-time augmentation takes its versions one by one."""
         if not self.windows:
-            raise TypeError(_UNKNOWN)
+            raise ValueError(_UNKNOWN)
         frame = range(len(self))[index]
         plan = BufferPlan()
         plan.num_bytes, plan.slots = self.plan.num_bytes, list(self.plan.slots)
@@ -113,7 +113,7 @@ class PackedSamples:
         return replace(self, frames=[self.frames[frame]], windows=False, groups=[self.groups[frame]], plan=plan)
 
     def __iter__(self) -> Iterator:
-        raise TypeError(_UNKNOWN)
+        raise ValueError(_UNKNOWN)
 
     def unpack(self, device: torch.device) -> UnpackedSamples:
         """The batch on `device`: one copy, asynchronous where the buffer is page-locked."""
