@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +146,12 @@ def check_checkpoint(expected: dict[str, torch.Tensor], found: dict[str, torch.T
         return
     if partial and len(missing) + len(shapes) < len(expected):
         return
+    kinds = {"are missing": missing, "are unknown": unknown, "have another shape": shapes}
+    wrong = ", ".join(f"{len(names)} {what} ({names[0]})" for what, names in kinds.items() if names)
     raise ValueError(
-        f"the checkpoint is of another model: of {len(expected)} weights, {len(missing)} are missing "
-        f"({_few(missing)}), {len(unknown)} are unknown ({_few(unknown)}), {len(shapes)} have another shape "
-        f"({_few(shapes)}); use the config that the checkpoint was trained with"
+        "the checkpoint is of another model: use the config that it was trained with; "
+        f"of {len(expected)} weights {wrong}"
     )
-
-
-def _few(names: Iterable[str], count: int = 3) -> str:
-    names = list(names)
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "") if names else "none"
 
 
 @HOOKS.register_module()
