@@ -223,6 +223,10 @@ def test_two_nodes_on_one_machine(tiny, tmp_path):
         (["tools/test.py", "{config}", "none.pth"], "no checkpoint file none.pth"),
         (["tools/train.py", "{config}", "--cfg-options", "train_dataloader.dataset.data_root=/no/data/"], "/no/data"),
         (["tools/train.py", "{config}", "--cfg-options", "model.img_neck.type=NoSuchNeck"], "NoSuchNeck"),
+        (["tools/train.py", "{config}", "--cfg-options", "model.pts_bbox_head.num_qury=3"],
+         "BatchedStreamPETRHead takes no key 'num_qury'; did you mean 'num_query'?"),
+        (["tools/train.py", "{config}", "--cfg-options", "train_dataloader.dataset.pipeline.0.num_thread=1"],
+         "takes no key 'num_thread'; did you mean 'num_threads'?"),
         (
             ["tools/train.py", "{config}", "--cfg-options",
              "model.pts_bbox_head.train_cfg.assigner.type=PerSampleHungarianAssigner3D"],
@@ -241,7 +245,7 @@ def test_bad_input_is_one_sentence(tiny, tmp_path, arguments, sentence):
     errors = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert sentence in errors[0]
-    assert "Traceback" not in output
+    assert "Traceback" not in output and "\n\nerror: " in f"\n{output}"
 
 
 def test_broken_image_in_a_worker(tiny, mini_root, tmp_path):

@@ -9,10 +9,11 @@ import argparse
 import collections
 import os
 import pickle
+import re
 import sys
 import traceback
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from raggedbev.mm.failures import expected_failure
 from raggedbev.mm.workers import name_dead_workers, note_items
 
 __all__ = [
@@ -143,6 +145,7 @@ def load_config(args: argparse.Namespace) -> Config:
     config.launcher = args.launcher
     if args.cfg_options is not None:
         config.merge_from_dict(args.cfg_options)
+    _warn_without_imports(config)
     if args.work_dir is not None:
         config.work_dir = args.work_dir
     elif config.get("work_dir") is None:
@@ -151,6 +154,30 @@ def load_config(args: argparse.Namespace) -> Config:
         _distribute_on_cpu(config, args.launcher)
     allow_checkpoint_globals()
     return config
+
+
+def _warn_without_imports(config: Config) -> None:
+    """Say that a config names swap-ins but does not import them, which other tools need it to do."""
+    imports = config.get("custom_imports") or {}
+    names = imports.get("imports", []) if isinstance(imports, dict) else imports
+    swapped = next(_swap_ins(config.to_dict()), None)
+    if swapped is None or "raggedbev" in str(names) or int(os.environ.get("RANK", 0)) > 0:
+        return
+    print(
+        f"warning: the config uses {swapped} without custom_imports of raggedbev.mm; it works here because this tool "
+        "imports that, elsewhere the config needs custom_imports = dict(imports=['raggedbev.mm'])",
+        file=sys.stderr,
+    )
+
+
+def _swap_ins(config: Any) -> Iterator[str]:
+    """Types of a config that importing `raggedbev.mm` registers."""
+    if isinstance(config, dict):
+        name = str(config.get("type", "")).rpartition(".")[2]
+        if name.startswith(("Batched", "PerSample")):
+            yield name
+    for value in config.values() if isinstance(config, dict) else config if isinstance(config, list | tuple) else ():
+        yield from _swap_ins(value)
 
 
 def _distribute_on_cpu(config: Config, launcher: str) -> None:
@@ -182,41 +209,31 @@ def require_checkpoint(path: str) -> None:
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint; it is torn or of another kind ({reason})") from error
+        refused = re.search(r"GLOBAL (\S+) was not an allowed global|Unsupported class (\S+)", str(error))
+        reason = (
+            f"it holds {refused[1] or refused[2]}, not weights alone" if refused else "it is torn or of another kind"
+        )
+        raise ValueError(f"{path} cannot be read as a checkpoint; {reason}") from error
 
 
 def run_as_command(main: Callable[[], None]) -> None:
     """Run ``main``; show an expected failure as one sentence and exit status 1, not as a page of traceback.
 
-    Expected are bad values, files that cannot be read or written, and configs that name what is not registered or give
-    it arguments that it does not take. ``RAGGEDBEV_DEBUG=1`` shows the traceback of these too; errors of other kinds
-    always show theirs.
+    :func:`raggedbev.mm.failures.expected_failure` says what is expected. ``RAGGEDBEV_DEBUG=1`` shows the traceback of
+    these too; errors of other kinds always show theirs.
     """
     try:
         main()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # ranks leave together; one that left early would break the others' connections
     except (ValueError, OSError, KeyError, TypeError) as error:
-        sentence = _expected(error)
+        sentence = expected_failure(error)
         if sentence is None or os.environ.get("RAGGEDBEV_DEBUG") == "1":
             raise
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"\nerror: {sentence}", file=sys.stderr)  # mmengine has printed its hooks just before
         print(f"({Path(frame.filename).name}:{frame.lineno}; RAGGEDBEV_DEBUG=1 shows the traceback)", file=sys.stderr)
         raise SystemExit(1) from None
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def _expected(error: Exception) -> str | None:
-    """The sentence of an error that is the user's to mend; None for one that is a mistake of the program."""
-    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if isinstance(error, KeyError) and "registry" not in message:
-        return None
-    if isinstance(error, TypeError) and not message.startswith("class `"):  # how mmengine reports a constructor's
-        return None
-    if "Original Traceback" in message:  # from a data worker; the last line is the error itself
-        message = message.strip().splitlines()[-1].partition(": ")[2]
-    return message

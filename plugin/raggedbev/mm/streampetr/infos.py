@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from mmengine.fileio import load
 
+from raggedbev.mm.failures import looked_for_in
+
 FRAME_KEYS = ("token", "timestamp", "ego2global", "images", "lidar_points")
 IMAGE_KEYS = ("img_path", "cam2img", "lidar2cam")
 INSTANCE_KEYS = ("bbox_3d", "bbox_label_3d", "velocity", "bbox_3d_isvalid")
@@ -55,11 +57,13 @@ class InfoFile:
         """
         if not osp.isdir(self.data_root):
             raise FileNotFoundError(
-                f"data_root {self.data_root} does not exist: set it to a nuScenes folder, or make a small synthetic "
-                f"one with `python tools/create_mini.py --out {self.data_root}`"
+                f"data_root {self.data_root} does not exist{looked_for_in(self.data_root)}: set it to a nuScenes "
+                f"folder, or make a small synthetic one with `python tools/create_mini.py --out {self.data_root}`"
             )
         if not osp.isfile(self.path):
-            raise FileNotFoundError(f"info file {self.path} does not exist: make it with {self._command()}")
+            raise FileNotFoundError(
+                f"info file {self.path} does not exist{looked_for_in(self.path)}: make it with {self._command()}"
+            )
         try:
             content = load(self.path)
         except (pickle.UnpicklingError, EOFError, ImportError, AttributeError, TypeError, ValueError) as error:
