@@ -81,6 +81,16 @@ def test_repeats_that_differ_much_are_a_warning():
     assert "differ 3.0-fold" in disturbance(busy) and "--threads 1" in disturbance(busy)
 
 
+def test_few_repeats_and_a_busy_processor_are_warnings():
+    arms = {name: Arm([{"Loss": 8.0}]) for name in ("reference", "batched")}
+    report = _report(**arms)
+    assert disturbance(report | {"repeats": 2}) == "the medians are of fewer than 3 repeats; do not quote it"
+    assert disturbance(report | {"processor_share": 0.9}) == ""
+    busy = report | {"processor_share": 0.4, "clock": "wall"}
+    assert disturbance(busy).startswith("the process ran for 40% of the time only: other work disturbed this run")
+    assert disturbance(busy | {"clock": "process"}) == ""
+
+
 def test_a_row_that_took_no_time_has_no_ratio():
     report = _report(reference=Arm([{"Loss": 8.0}]), batched=Arm([{"Loss": 0.0}]))
     assert report["speedup"] == {}

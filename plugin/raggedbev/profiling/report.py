@@ -26,6 +26,7 @@ DATA = "Data"
 LOSS, HEAD_3D, HEAD_2D = "Loss", "StreamPETR Head", "Focal Head"
 FORWARD_REMAINING = f"{FORWARD} > {REMAINING}"
 BASELINES = ("published", "reference")
+_FEWEST_REPEATS = 3
 _INNER_ORDER = ("GT packing", "cost", "matching", "targets", "loss terms", "backward", "step")
 MAIN_ROWS = (ITERATION, DATA, FORWARD, FORWARD_REMAINING, LOSS, HEAD_3D, HEAD_2D, OPTIMIZATION, REMAINING)
 _MEASURED_MAIN = frozenset(MAIN_ROWS) - {FORWARD_REMAINING, REMAINING}
@@ -228,15 +229,28 @@ def main_row(report: Mapping[str, Any]) -> str:
 
 
 def disturbance(report: Mapping[str, Any]) -> str:
-    """A warning if the repeats of an arm differ more than twofold, else an empty string."""
+    """Why the figures of a report are not to be quoted, in one sentence; an empty string where nothing is known.
+
+    Reasons are repeats of one arm that differ more than twofold, fewer than three repeats, and on the CPU a process
+    that ran for less than seven tenths of the time that passed.
+    """
     ranges = [
         limits for rows in report["spread"].values() for limits in (rows.get(ITERATION) or rows.get(LOSS),) if limits
     ]
     worst = max((high / low for low, high in ranges if low > 0), default=1.0)
-    if worst < 2.0:
+    share = report.get("processor_share")
+    busy = []
+    if worst >= 2.0:
+        busy.append(f"the repeats of one arm differ {worst:.1f}-fold")
+    if share is not None and share < 0.7 and report.get("clock") != "process":
+        busy.append(f"the process ran for {share:.0%} of the time only")
+    reasons = [" and ".join(busy) + ": other work disturbed this run"] if busy else []
+    if report.get("repeats", _FEWEST_REPEATS) < _FEWEST_REPEATS:
+        reasons.append(f"the medians are of fewer than {_FEWEST_REPEATS} repeats")
+    if not reasons:
         return ""
-    advice = "; --threads 1 suffers least from that" if report["device_type"] == "cpu" else ""
-    return f"the repeats of one arm differ {worst:.1f}-fold: other work disturbed this run, do not quote it{advice}"
+    advice = "; --threads 1 suffers least from other work" if busy and report["device_type"] == "cpu" else ""
+    return f"{'; '.join(reasons)}; do not quote it{advice}"
 
 
 def table_rows(report: Mapping[str, Any]) -> list[tuple[str, str, int]]:
