@@ -15,8 +15,10 @@ bench: setup
 	$(PY) tools/benchmark_loss.py --batch-sizes 1 2 4 8 16 32 64 --repeats 3 --out work_dirs/bench $(ARGS)
 
 docs: setup
-	$(PY) docs/drawing/pictures.py
-	$(PY) -m sphinx -b html -W --keep-going -q $(ARGS) docs build/docs/html
+	@echo "[1/2] drawing the pictures (some seconds)"
+	@$(PY) docs/drawing/pictures.py
+	@echo "[2/2] writing the pages with Sphinx (half a minute)"
+	@$(PY) -m sphinx -b html -W --keep-going -q $(ARGS) docs build/docs/html
 	@echo "The site is in build/docs/html/index.html"
 
 lint: setup

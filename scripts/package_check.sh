@@ -21,14 +21,31 @@ out=$(cd "$out" && pwd)
 # note TEXT: how far it is, with the time since the start.
 note() { printf '[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$1"; }
 
-# quietly LOG COMMAND...: runs the command; its output is shown only if it fails.
-quietly() {
-  local log=$out/$1
-  shift
-  "$@" >"$log" 2>&1 || { tail -n 30 "$log"; echo "package-check: failed, see $log" >&2; exit 1; }
+# watch LOG: every 15 seconds how far a step is, and how many files ninja has compiled.
+watch() {
+  local log=$1 shown=$SECONDS
+  while kill -0 $$ 2>/dev/null; do
+    sleep 1 >/dev/null 2>&1
+    if [ $((SECONDS - shown)) -ge "${EVERY:-15}" ]; then
+      shown=$SECONDS
+      note "  still running $(grep -oE '\[[0-9]+/[0-9]+\]' "$log" | tail -n 1)"
+    fi
+  done
 }
 
-note "source distribution and wheel (compiles the operators; up to 3 minutes)"
+# quietly LOG COMMAND...: runs the command and tells that it runs; its output is shown only if it fails.
+quietly() {
+  local log=$out/$1 status=0 watcher
+  shift
+  : >"$log"
+  watch "$log" &
+  watcher=$!
+  "$@" >"$log" 2>&1 || status=$?
+  kill "$watcher" && wait "$watcher" 2>/dev/null || true
+  [ $status = 0 ] || { tail -n 30 "$log"; echo "package-check: failed, see $log" >&2; exit 1; }
+}
+
+note "source distribution and wheel (compiles the operators: some minutes)"
 quietly build.log "$python" -m build --no-isolation --outdir "$out" .
 if grep -i 'warning: no files found\|SetuptoolsDeprecationWarning' "$out/build.log"; then
   echo "package-check: setuptools warns, see $out/build.log" >&2
