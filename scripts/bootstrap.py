@@ -1,4 +1,6 @@
-"""Sets up .venv in stages and does nothing twice.
+"""Sets up .venv in stages and does nothing twice; started by scripts/setup.sh, which picks the interpreter.
+
+    python scripts/bootstrap.py
 
 In: requirements/, csrc/, setup.py, pyproject.toml and the interpreter that runs this file (standard library only).
 Out: .venv with torch, the mm packages, mmcv's compiled ops and this package. A stamp per stage holds a hash of its
@@ -7,6 +9,7 @@ inputs; a stage runs when its stamp differs. Logs are in build/logs/. Every fail
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import fcntl
 import functools
@@ -326,13 +329,13 @@ def mmcv_wheel(title: str) -> Path:
     version, cuda = torch_build()
     folder = wheel_cache() / f"{python_tag()}-torch{version.replace('+', '')}"
     if cuda is None:
-        return build_mmcv(title, folder, with_cuda=False)
+        return build_mmcv(f"{title}: building it with CPU ops", folder, with_cuda=False)
     if can_build_cuda_ops(cuda):
         try:
-            return build_mmcv(f"{title}, CUDA", folder, with_cuda=True)
+            return build_mmcv(f"{title}: building it with CUDA ops", folder, with_cuda=True)
         except SetupError as error:
             print(f"raggedbev: going on with mmcv's CPU ops: {error}", file=sys.stderr)
-    return build_mmcv(f"{title}, CPU ops", folder.with_name(f"{folder.name}-cpuops"), with_cuda=False)
+    return build_mmcv(f"{title}: building it with CPU ops", folder.with_name(f"{folder.name}-cpuops"), with_cuda=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -382,13 +385,18 @@ def install_torch(title: str) -> None:
 
 def install_packages(title: str) -> None:
     files = [argument for name in TOOLS for argument in ("-r", str(REQUIREMENTS / name))]
-    pip_install(title, "the packages", files, "packages.log")
-    pip_install(f"{title}, mm", "the mm packages", ["--no-deps", "-r", str(REQUIREMENTS / "mm.txt")], "mm.log")
+    pip_install(f"{title}: tools and dependencies", "the packages", files, "packages.log")
+    pip_install(
+        f"{title}: mmengine, mmdet and mmdet3d",
+        "the mm packages",
+        ["--no-deps", "-r", str(REQUIREMENTS / "mm.txt")],
+        "mm.log",
+    )
 
 
 def install_mmcv(title: str) -> None:
     wheel = mmcv_wheel(title)
-    pip_install(f"{title}, installing", "mmcv", ["--no-deps", "--force-reinstall", str(wheel)], "mmcv-install.log")
+    pip_install(f"{title}: installing it", "mmcv", ["--no-deps", "--force-reinstall", str(wheel)], "mmcv-install.log")
 
 
 def install_package(title: str) -> None:
@@ -404,8 +412,8 @@ def stages() -> list[Stage]:
     venv = Stage("venv", "virtual environment", make_venv, (python,))
     torch = Stage("torch", "torch", install_torch, (), (REQUIREMENTS / "torch.txt",), (venv,))
     packages = tuple(REQUIREMENTS / name for name in names)
-    others = Stage("packages", "mm packages and tools", install_packages, (), packages, (torch,))
-    mmcv = Stage("mmcv", "mmcv with compiled ops", install_mmcv, (mmcv_pin(),), (), (torch,))
+    others = Stage("packages", "packages", install_packages, (), packages, (torch,))
+    mmcv = Stage("mmcv", "mmcv", install_mmcv, (mmcv_pin(),), (), (torch,))
     own_files = (ROOT / "setup.py", ROOT / "pyproject.toml", *sources)
     own = Stage("raggedbev", "raggedbev and its operators", install_package, tuple(build_options), own_files, (torch,))
     return [venv, torch, others, mmcv, own]
@@ -436,7 +444,11 @@ def set_up() -> None:
             (STAMPS / stage.name).write_text(stage.key())
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Sets up; exit status 1 with one sentence on stderr, or 130 when interrupted."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(
+        arguments
+    )
     try:
         set_up()
     except SetupError as error:

@@ -1,7 +1,17 @@
 #!/bin/sh
-# Makes .venv ready: picks a Python and hands over to bootstrap.py. With --which it only prints that Python.
-# PYTHON=... names the interpreter; otherwise the first supported one of the list below is taken.
+# Makes .venv ready: picks a Python and hands over to bootstrap.py, which installs what is missing there.
+#
+#   scripts/setup.sh            # a second call does nothing; logs are in build/logs
+#   scripts/setup.sh --which    # only prints the Python that would be taken
+#
+# PYTHON=... names the interpreter; otherwise the first of python3.11, python3.12, python3.10 and python3 that is
+# Python 3.10 to 3.12 is taken.
 set -u
+case "${1:-}" in
+-h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;;
+'' | --which) ;;
+*) echo "raggedbev: set-up takes no argument but --which and --help, got $1." >&2 && exit 2 ;;
+esac
 root=$(cd "$(dirname "$0")/.." && pwd) || exit 1
 candidates="python3.11 python3.12 python3.10 python3"
 

@@ -89,6 +89,12 @@ def test_no_python_at_all(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_unknown_argument(tmp_path: Path) -> None:
+    done = run_setup(tmp_path, "--wich")
+    assert done.returncode == 2
+    assert done.stderr == "raggedbev: set-up takes no argument but --which and --help, got --wich.\n"
+
+
 @pytest.mark.parametrize(
     ("installed", "chosen"),
     [
@@ -112,7 +118,7 @@ def test_choice_of_python(tmp_path: Path, installed: dict[str, str | None], chos
 def test_main_prints_one_sentence(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     usage = namedtuple("usage", "total used free")(10**12, 10**12, 10**9)
     monkeypatch.setattr(bootstrap.shutil, "disk_usage", lambda path: usage)
-    assert bootstrap.main() == 1
+    assert bootstrap.main([]) == 1
     error = capsys.readouterr().err
     assert error.startswith("raggedbev: about 6 GB of free disk space are needed in ")
     assert error.endswith(", but 1.0 GB are free.\n")
@@ -210,6 +216,20 @@ pathlib.Path(folder, "mmcv-2.1.0-cp3-linux.whl").write_text("wheel")
 """
 
 
+def test_titles_say_what_is_done(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    build = "pathlib.Path(sys.argv[sys.argv.index('--wheel-dir') + 1], 'mmcv-2.1.0-x.whl').write_text('')"
+    fake_venv_python(bootstrap, f"import pathlib, sys\nif 'wheel' in sys.argv:\n    {build}")
+    for stage in bootstrap.stages()[2:4]:
+        stage.action(f"[1/2] {stage.title}")
+    titles = [line.removesuffix(" ...") for line in capsys.readouterr().out.splitlines() if line.endswith(" ...")]
+    assert titles == [
+        "[1/2] packages: tools and dependencies",
+        "[1/2] packages: mmengine, mmdet and mmdet3d",
+        "[1/2] mmcv: building it with CPU ops",
+        "[1/2] mmcv: installing it",
+    ]
+
+
 def test_two_set_ups_build_mmcv_once(bootstrap: ModuleType, tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     fake_venv_python(bootstrap, FAKE_BUILD.format(calls=str(calls)))
@@ -278,5 +298,5 @@ def test_stages_run_once_and_again_when_their_inputs_change(
 def test_failed_stage_runs_again(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bootstrap, "check_machine", lambda to_do: None)
     monkeypatch.setattr(bootstrap, "make_venv", lambda title: fake_venv_python(bootstrap, "raise SystemExit(1)"))
-    assert bootstrap.main() == 1
+    assert bootstrap.main([]) == 1
     assert [stage.name for stage in bootstrap.stages() if stage.is_done()] == ["venv"]
