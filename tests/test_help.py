@@ -14,10 +14,11 @@ from programs import PROGRAMS, parser_of
 if importlib.util.find_spec("mmengine") is None:
     PROGRAMS = [name for name in PROGRAMS if not name.startswith(("tools/", "examples/petr_style/"))]
 SCRIPTS = [f"scripts/{name}.sh" for name in ("cuda_check", "gpu_check", "package_check", "sanitize")]
-SCRIPTS += ["tools/dist_train.sh", "tools/dist_test.sh"]
+SCRIPTS += ["scripts/setup.sh", "tools/dist_run.sh", "tools/dist_train.sh", "tools/dist_test.sh"]
+PROGRAMS = [*PROGRAMS, "scripts/bootstrap.py", "raggedbev.info"]
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, "raggedbev.info"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_examples_are_understood(program: str) -> None:
     call = f"python {program}" if program.endswith(".py") else f"python -m {program}"
     text = parser_of(program).format_help().replace("\\\n", " ")
@@ -27,7 +28,7 @@ def test_examples_are_understood(program: str) -> None:
         parser_of(program).parse_args(shlex.split(example, comments=True))
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, "raggedbev.info"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_every_option_is_explained(program: str) -> None:
     silent = [action.dest for action in parser_of(program)._actions if not action.help]
     assert not silent
@@ -39,3 +40,8 @@ def test_scripts(script: str) -> None:
     assert done.returncode == 0 and done.stderr == ""
     assert re.search(rf"^ .*{re.escape(script)}", done.stdout, re.MULTILINE)
     assert "#" not in re.sub(r" # .*", "", done.stdout)
+
+
+def test_every_file_of_tools_is_a_program() -> None:
+    for path in (ROOT / "tools").glob("*.py"):
+        assert '__name__ == "__main__"' in path.read_text(), f"{path} is a part of programs: it belongs into a folder"

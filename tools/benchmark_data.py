@@ -27,13 +27,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import shared.environment  # noqa: F401
+
 import cv2
 import mmcv
 import numpy as np
 import torch
-from image_files import PIPELINES, STOCK, TURBO, ImageFrames, check_images, find_images, make_images, pipelines
 from mmengine.dataset import pseudo_collate, worker_init_fn
 from PIL import Image
+from shared.image_files import PIPELINES, STOCK, TURBO, ImageFrames, check_images, find_images, make_images, pipelines
 from torch.utils.data import DataLoader
 
 from raggedbev.mm.images import EncodedImage, resize_image
@@ -358,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_json(report, args.json)
         print(f"report: {args.json}")
     if args.chart:
-        from plots import data_chart
+        from shared.plots import data_chart
 
         data_chart(report, args.chart)
         print(f"chart: {args.chart}")

@@ -26,11 +26,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import shared.environment  # noqa: F401
 
 import numpy as np
 import torch
@@ -99,6 +102,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--growth-chart", help="draw the batch sizes here (PNG; needs matplotlib)")
     parser.add_argument("--out", help="folder for report.json and, with matplotlib, stages.png and growth.png")
     args = parser.parse_args(arguments)
+    args.command = shlex.join(["tools/benchmark_loss.py", *(sys.argv[1:] if arguments is None else arguments)])
     if args.out:
         folder = Path(args.out)
         args.json = args.json or str(folder / "report.json")
@@ -187,7 +191,7 @@ def run_loss(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_iteration(args: argparse.Namespace) -> dict[str, Any]:
     """Times whole training steps of a config."""
-    import benchmark_iteration as iteration
+    from shared import benchmark_iteration as iteration
 
     config = iteration.load_config(args.config)
     names, repeats = args.arms or usual_arms(args.device), args.repeats or 3
@@ -231,7 +235,7 @@ def _loss_problem(config: str) -> tuple[LossSizes, LossSettings]:
     """Sizes and loss settings of a preset or an mm config."""
     if config in PRESETS:
         return PRESETS[config], LossSettings.published(PRESETS[config])
-    import benchmark_iteration as iteration
+    from shared import benchmark_iteration as iteration
 
     loaded = iteration.load_config(config)
     return iteration.sizes_of(loaded), iteration.settings_of(loaded)
@@ -248,10 +252,11 @@ def _measure(
 ) -> dict[str, Any]:
     """Times the arms and makes the report."""
     print(f"batch {batch_size}: {agreement.sentence()}", flush=True)
-    clock = CLOCKS[args.clock]
+    clock, started, ran = CLOCKS[args.clock], time.perf_counter(), time.process_time()
     measured = measure_arms(
         arms, device=args.device, repeats=repeats, progress=progress, weight=batch_size, clock=clock
     )
+    share = (time.process_time() - ran) / (time.perf_counter() - started)
     baseline = "reference" if "reference" in arms else next(iter(arms))
     return make_report(
         measured,
@@ -264,6 +269,8 @@ def _measure(
         repeats=repeats,
         seed=args.seed,
         clock=args.clock,
+        command=args.command,
+        processor_share=round(share, 2) if torch.device(args.device).type == "cpu" else None,
         agreement=agreement.as_dict(),
         host_syncs_method=HostSyncCounter(args.device).method,
         peak_memory_method=METHODS[torch.device(args.device).type],
@@ -309,12 +316,12 @@ def write_files(args: argparse.Namespace, report: dict[str, Any]) -> None:
         write_json(report, args.json)
         print(f"report: {Path(args.json)}")
     if args.chart:
-        from plots import stage_chart
+        from shared.plots import stage_chart
 
         stage_chart(report, args.chart)
         print(f"chart: {Path(args.chart)}")
     if args.growth_chart:
-        from plots import growth_chart
+        from shared.plots import growth_chart
 
         growth_chart(report, args.growth_chart)
         print(f"chart: {Path(args.growth_chart)}")

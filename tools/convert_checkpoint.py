@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import shared.environment  # noqa: F401
+
 import torch
 
 from raggedbev.mm.engine import require_checkpoint, run_as_command

@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+import shared.environment  # noqa: F401
+
 from infos.entries import build_entries
 from infos.tables import SPLITS, DataError, drop_absent_scenes, open_tables, other_categories, split_samples
 from tqdm import tqdm

@@ -15,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 
+import shared.environment  # noqa: F401
+
 from mini.build import make_dataset, summary
 
 

@@ -4,6 +4,9 @@
 In: nothing but the installed package (the mini data set is made if it is not there). Out: a summary on the terminal,
 and loss curves, stage chart and detections as PNG in the work directory. Started by `make demo`.
 
+The trainings of an earlier call in the same work directory are replaced when the new ones have ended well; a failed or
+interrupted call leaves them.
+
 Example:
     python tools/demo.py --iterations 12 --work-dir work_dirs/short_demo
 """
@@ -18,11 +21,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import shared.environment  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/streampetr/streampetr_r18-352x128_1xb2-demo_nuscenes-mini{}.py"
@@ -200,6 +205,28 @@ def _show(step: Step, line: str, started: float, shown: float) -> float:
     return now
 
 
+@contextmanager
+def replacing(folder: Path) -> Iterator[None]:
+    """Makes room for a new folder, and brings the old one back if an error or an interruption comes.
+
+    Args:
+        folder: There or not. The old one waits beside it under another name, also where this process is killed.
+    """
+    old = folder.with_name(f"{folder.name}.earlier")
+    if old.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        folder.rename(old)
+    try:
+        yield
+    except BaseException:
+        if old.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
 class Demo:
     """The steps of the demo, sharing a work directory.
 
@@ -227,9 +254,11 @@ class Demo:
     def train(self) -> None:
         """Both versions from one seed, side by side."""
         steps = []
+        earlier = [name for name in RUNS if self._folder(name).exists()]
+        if earlier:
+            print(f"  replaces the trainings {' and '.join(earlier)} in {_short(self.work_dir)}", flush=True)
         for name, config in RUNS.items():
             folder = self._folder(name)
-            shutil.rmtree(folder, ignore_errors=True)
             options = [
                 f"train_cfg.max_iters={self.iterations}",
                 f"train_cfg.val_interval={self.iterations + 1}",
@@ -241,11 +270,14 @@ class Demo:
             ]
             command = ["tools/train.py", config, "--work-dir", str(folder), "--cfg-options", *options]
             steps.append(Step(f"training {name}", command, self._log(f"train_{name}"), TRAIN_LINE))
-        run_steps(*steps)
+        with ExitStack() as stack:
+            for name in RUNS:
+                stack.enter_context(replacing(self._folder(name)))
+            run_steps(*steps)
 
     def compare(self) -> bool:
         """The losses of both versions step by step; draws the curves."""
-        from plots import loss_curves
+        from shared.plots import loss_curves
 
         curves = {name: read_losses(self._folder(name)) for name in RUNS}
         result = compare_losses(*curves.values())
@@ -276,10 +308,12 @@ class Demo:
 
     def time_stages(self) -> None:
         """The stage table of a training iteration from the trained weights, and of the losses at published sizes."""
+        from raggedbev.profiling.report import disturbance
+
         checkpoint = ["--checkpoint", str(self._folder("batched") / f"iter_{self.iterations}.pth")]
         jobs = {
             "iteration": [
-                *(RUNS["batched"], "--scope", "iteration", "--real-data", "--repeats", "2", *checkpoint),
+                *(RUNS["batched"], "--scope", "iteration", "--real-data", "--repeats", "3", *checkpoint),
                 *("--arms", "published", "batched"),
             ],
             "loss": ["streampetr_r50_704", "--scope", "loss", "--repeats", "3"],
@@ -300,6 +334,8 @@ class Demo:
             rows = [row for row in ("Training Iteration", "Loss") if row in ratio]
             faster = ", ".join(f"{row} {ratio[row]:.2f}x" for row in rows)
             self.summary.append(f"time         {measured['speedup_of']}, {_name(measured)}: {faster}")
+            if disturbance(measured):
+                self.summary.append(f"             warning: {disturbance(measured)}")
 
     def draw(self) -> None:
         """Detections of the batched run on two validation frames, beside the truth."""
@@ -352,7 +388,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs all steps; exit status 1 if one fails or the losses disagree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=10, help="training steps of each run (default: 10)")
-    parser.add_argument("--work-dir", type=Path, default=ROOT / "work_dirs/demo", help="default: work_dirs/demo")
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=ROOT / "work_dirs/demo",
+        help="its earlier results are replaced (default: work_dirs/demo)",
+    )
     args = parser.parse_args(arguments)
     if args.iterations < 1:
         parser.error(f"--iterations must be at least 1, got {args.iterations}")
@@ -374,6 +415,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (StepFailed, ValueError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("\ndemo: interrupted; earlier trainings are as they were, and the data set stays", file=sys.stderr)
+            return 130
     print(f"\nDone in {time.monotonic() - started:.0f} s.")
     print("\n".join(demo.summary))
     print("\n".join(f"{'' if number else 'pictures':<12} {path}" for number, path in enumerate(demo.pictures)))

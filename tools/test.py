@@ -12,6 +12,8 @@ import argparse
 import time
 from pathlib import Path
 
+import shared.environment  # noqa: F401
+
 from raggedbev.mm.engine import ToolRunner, add_common_arguments, load_config, require_checkpoint, run_as_command
 
 MULTI_VIEW = "multi-view_det"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 
+import shared.environment  # noqa: F401
+
 import torch
 
 from raggedbev.mm.engine import ToolRunner, add_common_arguments, load_config, require_checkpoint, run_as_command

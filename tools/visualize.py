@@ -18,8 +18,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import shared.environment  # noqa: F401
+
 import numpy as np
-from drawing import (
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image, UnidentifiedImageError
+from shared.drawing import (
     BACKGROUND,
     PREDICTION,
     TEXT,
@@ -30,11 +36,7 @@ from drawing import (
     predicted_boxes,
     truth_boxes,
 )
-from heatmap_layers import BEV_EXTENT, CAMERA_COLOR, GRID, STRIDE, bev_layer, camera_layer
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from PIL import Image, UnidentifiedImageError
+from shared.heatmap_layers import BEV_EXTENT, CAMERA_COLOR, GRID, STRIDE, bev_layer, camera_layer
 
 _ROWS = (("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT"), ("CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"))
 _TILE = (720, 405)  # pixels, width and height of a camera picture
@@ -75,7 +77,7 @@ def draw_sample(
         for column, camera in enumerate(cameras):
             left, top = _GAP + column * (_TILE[0] + _GAP), _HEADER + row * (_TILE[1] + _GAP)
             entry = info["images"][camera]
-            image, scale = _load_image(Path(data_root), camera, entry["img_path"])
+            image, scale = _load_image(Path(data_root), camera, entry["img_path"], info["token"])
             axes = figure.add_axes(_place(left, top, *_TILE))
             draw_camera(axes, camera.removeprefix("CAM_").replace("_", " "), image, scale, entry, groups)
             if heatmap:
@@ -127,7 +129,7 @@ def load_predictions(path: Path) -> dict[str, list[dict]]:
         raise ValueError(f"{path} is not in the nuScenes results format (a JSON object with 'results')") from error
 
 
-def _load_image(root: Path, camera: str, name: str) -> tuple[np.ndarray, float]:
+def _load_image(root: Path, camera: str, name: str, token: str) -> tuple[np.ndarray, float]:
     """RGB picture that fits a tile, and its scale against the file."""
     path = Path(name) if "/" in name else root / "samples" / camera / name
     try:
@@ -138,7 +140,10 @@ def _load_image(root: Path, camera: str, name: str) -> tuple[np.ndarray, float]:
     except FileNotFoundError as error:
         raise ValueError(f"image {path} does not exist; is --data-root right?") from error
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"image {path} cannot be read: {error}") from error
+        if isinstance(error, OSError) and error.errno:
+            raise ValueError(f"image {path} cannot be read: {error.strerror}") from error
+        size = path.stat().st_size
+        raise ValueError(f"camera image {path} is broken ({size} bytes), frame {token}: copy the file again") from error
 
 
 def _load_points(root: Path, info: dict) -> np.ndarray | None:

@@ -180,7 +180,7 @@ def test_whole_iterations_of_a_config(tiny_config, tmp_path):
 
 
 def test_the_loss_scope_reads_sizes_and_weights_of_a_config(tiny_config):
-    import benchmark_iteration
+    from shared import benchmark_iteration
 
     config = benchmark_iteration.load_config(tiny_config)
     config.model.pts_bbox_head.loss_bbox.loss_weight = 0.5
@@ -192,7 +192,7 @@ def test_the_loss_scope_reads_sizes_and_weights_of_a_config(tiny_config):
 
 
 def test_twins_swap_types_and_nothing_else():
-    import benchmark_iteration
+    from shared import benchmark_iteration
 
     model = {"type": "X", "head": {"type": "PerSampleHead", "name": "PerSample", "parts": [{"type": "PerSampleA"}, 1]}}
     batched = benchmark_iteration.twin(model, batched=True)
@@ -201,8 +201,8 @@ def test_twins_swap_types_and_nothing_else():
 
 
 def test_published_loading_stands_for_the_fast_one():
-    import benchmark_iteration
     from mmdet3d.registry import TRANSFORMS
+    from shared import benchmark_iteration
 
     config = benchmark_iteration.load_config(ROOT / CONFIG)
     steps = [benchmark_iteration.published_loading(step) for step in config.train_dataloader.dataset.pipeline]

@@ -1,15 +1,19 @@
 """The demo's own logic: reading logs, comparing runs, running steps, and drawing."""
 
+import contextlib
 import json
 import os
 import sys
 
 import pytest
 from launch import ROOT
+from matplotlib.text import Text
+
+from raggedbev.profiling.report import Arm, make_report, write_json
 
 sys.path.insert(0, str(ROOT / "tools"))
 import demo
-import plots
+from shared import plots
 
 
 def _run(*total, **others):
@@ -149,3 +153,71 @@ def test_a_failing_step_ends_the_demo_with_one_error(tmp_path, monkeypatch, caps
     monkeypatch.setattr(demo.Demo, "make_data", fail)
     assert demo.main(["--work-dir", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "error: making data failed\n"
+
+
+def test_an_interrupted_demo_is_one_sentence(tmp_path, monkeypatch, capsys):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.Demo, "make_data", interrupt)
+    assert demo.main(["--work-dir", str(tmp_path)]) == 130
+    errors = capsys.readouterr().err
+    assert errors == "\ndemo: interrupted; earlier trainings are as they were, and the data set stays\n"
+
+
+@pytest.mark.parametrize("failure", [None, ValueError, KeyboardInterrupt])
+def test_earlier_trainings_are_replaced_by_whole_ones_only(failure, tmp_path, monkeypatch, capsys):
+    for name in demo.RUNS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "iter_1.pth").write_text("earlier")
+
+    def run(*steps):
+        for name in demo.RUNS:
+            assert not (tmp_path / name).exists()
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "iter_1.pth").write_text("new")
+        if failure:
+            raise failure
+
+    monkeypatch.setattr(demo, "run_steps", run)
+    with pytest.raises(failure) if failure else contextlib.nullcontext():
+        demo.Demo(tmp_path, 1).train()
+    found = {path.parent.name: path.read_text() for path in tmp_path.glob("*/iter_1.pth")}
+    assert found == dict.fromkeys(demo.RUNS, "earlier" if failure else "new")
+    assert "replaces the trainings per-sample and batched in" in capsys.readouterr().out
+
+
+def test_what_a_killed_demo_left_is_the_earlier_training(tmp_path):
+    for name in ("batched", "batched.earlier"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    with pytest.raises(OSError), demo.replacing(tmp_path / "batched"):
+        raise OSError
+    assert [path.read_text() for path in tmp_path.glob("*/file")] == ["batched.earlier"]
+
+
+def test_the_summary_warns_of_figures_that_are_not_to_be_quoted(tmp_path, monkeypatch):
+    arms = {"published": Arm([{"Loss": 8.0}, {"Loss": 24.0}]), "batched": Arm([{"Loss": 2.0}])}
+    compared = {"scope": "loss", "baseline": "published", "target": "batched", "repeats": 3}
+    report = make_report(arms, device="cpu", config="small", batch_size=2, agreement={"losses": 0.0}, **compared)
+    monkeypatch.setattr(
+        demo, "run_steps", lambda step: write_json(report, step.command[step.command.index("--json") + 1])
+    )
+    shown = demo.Demo(tmp_path, 1)
+    shown.time_stages()
+    assert sum("warning: the repeats of one arm differ 3.0-fold" in line for line in shown.summary) == 2
+
+
+def test_charts_tell_warning_date_and_command(tmp_path, monkeypatch):
+    report = make_report(
+        {"published": Arm([{"Loss": 8.0, "Focal Head": 6.0}]), "batched": Arm([{"Loss": 2.0, "Focal Head": 1.0}])},
+        **{"device": "cpu", "config": "small", "batch_size": 2, "scope": "loss", "repeats": 1},
+        **{"baseline": "published", "target": "batched", "command": "tools/benchmark_loss.py small"},
+    )
+    texts = []
+    monkeypatch.setattr(
+        plots, "_save", lambda figure, path: texts.extend(text.get_text() for text in figure.findobj(Text))
+    )
+    plots.stage_chart(report, tmp_path / "x.png")
+    assert any("warning: the medians are of fewer than 3 repeats" in text for text in texts)
+    assert f"{report['date'][:16]}, tools/benchmark_loss.py small" in texts

@@ -18,11 +18,10 @@ pytest.importorskip("nuscenes")
 pytest.importorskip("matplotlib")
 
 import create_infos  # noqa: E402
-import drawing  # noqa: E402
-import heatmap_layers  # noqa: E402
 import visualize  # noqa: E402
 from PIL import Image, ImageColor  # noqa: E402
 from random_nuscenes import RandomNuScenes  # noqa: E402
+from shared import drawing, heatmap_layers  # noqa: E402
 
 from raggedbev.nuscenes import INFO_CLASSES  # noqa: E402
 
@@ -204,5 +203,10 @@ def test_bad_images_name_the_file(info, root, tmp_path):
     folder = tmp_path / "samples" / "CAM_FRONT_LEFT"
     folder.mkdir(parents=True)
     (folder / info["images"]["CAM_FRONT_LEFT"]["img_path"]).write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match=r"image .*CAM_FRONT_LEFT.*\.jpg cannot be read"):
+    with pytest.raises(ValueError, match=r"^camera image .*CAM_FRONT_LEFT.*\.jpg is broken \(13 bytes\), frame"):
+        visualize.draw_sample(info, tmp_path)
+    name = f"samples/CAM_FRONT_LEFT/{info['images']['CAM_FRONT_LEFT']['img_path']}"
+    (tmp_path / name).write_bytes((root / name).read_bytes()[:2000])
+    sentence = rf"{name} is broken \(2000 bytes\), frame {info['token']}: copy the file again$"
+    with pytest.raises(ValueError, match=sentence):
         visualize.draw_sample(info, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from raggedbev.profiling.report import BASELINES, main_row, table_rows
+from raggedbev.profiling.report import BASELINES, disturbance, main_row, table_rows
 
 _COLORS = {
     "published": "#9aa5b1",
@@ -63,7 +64,8 @@ def stage_chart(report: Mapping[str, Any], path: str | Path, title: str | None =
     repeats = report.get("repeats", "?")
     axes.set_xlabel(f"milliseconds, median of {repeats} repeats; at the right: {report['speedup_of']}")
     headline = title or f"{Path(report['config']).stem}, batch {report['batch_size']}\n{report['device']}"
-    axes.set_title(headline, fontsize=10, loc="left")
+    axes.set_title("\n".join([headline, *_warning(report)]), fontsize=10, loc="left")
+    _name_origin(figure, report)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(arms), frameon=False, fontsize=8)
     _save(figure, path)
@@ -108,7 +110,9 @@ def growth_chart(report: Mapping[str, Any], path: str | Path) -> None:
     for plot in (time, faster):
         if plot.get_legend_handles_labels()[0]:
             plot.legend(frameon=False, fontsize=8, handlelength=3.5)
-    figure.suptitle(f"{Path(report['config']).stem}, {report['device']}", fontsize=10, x=0.01, ha="left")
+    headline = f"{Path(report['config']).stem}, {report['device']}"
+    figure.suptitle("\n".join([headline, *_warning(report)]), fontsize=10, x=0.01, ha="left")
+    _name_origin(figure, report)
     _save(figure, path)
 
 
@@ -189,6 +193,18 @@ def data_chart(report: Mapping[str, Any], path: str | Path) -> None:
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def _warning(report: Mapping[str, Any]) -> list[str]:
+    """Lines of a headline that say why the figures are not to be quoted."""
+    reason = disturbance(report)
+    return textwrap.wrap(f"warning: {reason}", 100) if reason else []
+
+
+def _name_origin(figure: Any, report: Mapping[str, Any]) -> None:
+    """Date and command in small letters below the plots."""
+    origin = ", ".join(str(report[key])[:length] for key, length in (("date", 16), ("command", None)) if key in report)
+    figure.supxlabel(textwrap.fill(origin, 160), x=0.01, ha="left", fontsize=6, color="#777777")
 
 
 def _relative(a: float, b: float) -> float:

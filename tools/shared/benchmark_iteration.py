@@ -1,6 +1,7 @@
 """Iteration scope of the benchmark: an mm config in, training steps of its per-sample and its batched version out.
 
-Both versions start from the same weights and see the same batches. Needs the mm packages; see `benchmark_loss.py`.
+Both versions start from the same weights and see the same batches. Needs the mm packages; see
+`tools/benchmark_loss.py`.
 """
 
 from __future__ import annotations
