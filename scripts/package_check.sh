@@ -21,7 +21,7 @@ out=$(cd "$out" && pwd)
 # note TEXT: how far it is, with the time since the start.
 note() { printf '[%d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$1"; }
 
-# watch LOG: every 15 seconds how far a step is, and how many files ninja has compiled.
+# watch LOG: every EVERY seconds, 15 by default, how far a step is, and how many files ninja has compiled.
 watch() {
   local log=$1 shown=$SECONDS
   while kill -0 $$ 2>/dev/null; do

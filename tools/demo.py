@@ -256,7 +256,7 @@ class Demo:
         steps = []
         earlier = [name for name in RUNS if self._folder(name).exists()]
         if earlier:
-            print(f"  replaces the trainings {' and '.join(earlier)} in {_short(self.work_dir)}", flush=True)
+            print(f"  replaces the earlier results in {_short(self.work_dir)}: {', '.join(earlier)}", flush=True)
         for name, config in RUNS.items():
             folder = self._folder(name)
             options = [

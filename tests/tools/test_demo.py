@@ -184,7 +184,7 @@ def test_earlier_trainings_are_replaced_by_whole_ones_only(failure, tmp_path, mo
         demo.Demo(tmp_path, 1).train()
     found = {path.parent.name: path.read_text() for path in tmp_path.glob("*/iter_1.pth")}
     assert found == dict.fromkeys(demo.RUNS, "earlier" if failure else "new")
-    assert "replaces the trainings per-sample and batched in" in capsys.readouterr().out
+    assert f"replaces the earlier results in {tmp_path}: per-sample, batched\n" in capsys.readouterr().out
 
 
 def test_what_a_killed_demo_left_is_the_earlier_training(tmp_path):

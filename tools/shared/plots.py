@@ -64,7 +64,7 @@ def stage_chart(report: Mapping[str, Any], path: str | Path, title: str | None =
     repeats = report.get("repeats", "?")
     axes.set_xlabel(f"milliseconds, median of {repeats} repeats; at the right: {report['speedup_of']}")
     headline = title or f"{Path(report['config']).stem}, batch {report['batch_size']}\n{report['device']}"
-    axes.set_title("\n".join([headline, *_warning(report)]), fontsize=10, loc="left")
+    axes.set_title("\n".join([*_warning(report), headline]), fontsize=10, loc="left")
     _name_origin(figure, report)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(arms), frameon=False, fontsize=8)
