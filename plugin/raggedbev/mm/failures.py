@@ -116,7 +116,8 @@ def _owner(error: Exception, kind: Any, qualified: str) -> type | None:
 def _keys_of(owner: type) -> list[str]:
     """Names of the arguments of a class and of its bases."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    signatures = [inspect.signature(base.__init__) for base in owner.__mro__[:-1] if "__init__" in vars(base)]
+    constructors = [vars(base).get("__init__") for base in owner.__mro__]
+    signatures = [inspect.signature(method) for method in constructors if inspect.isfunction(method)]
     keys = [p.name for signature in signatures for p in signature.parameters.values() if p.kind in named]
     return [key for key in dict.fromkeys(keys) if key != "self"]
 
