@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,13 @@ def common_sizes(tensors: dict[str, list[Tensor]], titles: list[str]) -> list[in
     return next(iter(columns.values()))
 
 
-def stacked_meta(items: Sequence[Sequence[BaseDataElement]], key: str) -> np.ndarray:
+def stacked_meta(items: Sequence[Sequence[Any]], key: str, samples: Sequence[BaseDataElement]) -> np.ndarray:
     """A meta value of B windows of T samples as [B, T, ...], or [B, ...] where T is 1.
+
+    Args:
+        items: per window the value of each sample, None where it has none.
+        key: name of the value.
+        samples: the first of each window, for messages.
 
     Returns:
         float64 of times (seconds since 1970: in float32 they would be minutes off), float32 of all else.
@@ -36,21 +42,23 @@ def stacked_meta(items: Sequence[Sequence[BaseDataElement]], key: str) -> np.nda
         ValueError: a sample lacks it, or it is not finite numbers of one shape; the sample is named.
     """
     dtype = np.float64 if "timestamp" in key else np.float32
+
+    def wrong(index: int, reason: str) -> ValueError:
+        return ValueError(f"{key} of {describe_sample(samples[index], index)} {reason}")
+
     rows: list[np.ndarray] = []
-    for index, item in enumerate(items):
-        title = f"{key} of {describe_sample(item[0], index)}"
-        values = [sample.metainfo.get(key) for sample in item]
+    for index, values in enumerate(items):
         if any(value is None for value in values):
-            raise ValueError(f"{title} is missing, which other samples of the batch have")
+            raise wrong(index, "is missing, which other samples of the batch have")
         try:
             arrays = [np.asarray(value, dtype=dtype) for value in values]
             row = arrays[0] if len(arrays) == 1 else np.stack(arrays)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{title} must be numbers of one shape: {error}") from error
+            raise wrong(index, f"must be numbers of one shape: {error}") from error
         if not np.isfinite(row).all():
-            raise ValueError(f"{title} must be finite, got {row.tolist()}")
+            raise wrong(index, f"must be finite, got {row.tolist()}")
         if rows and row.shape != rows[0].shape:
-            raise ValueError(f"{title} is {row.shape}, that of sample 0 {rows[0].shape}")
+            raise wrong(index, f"is {row.shape}, that of sample 0 {rows[0].shape}")
         rows.append(row)
     return np.stack(rows)
 

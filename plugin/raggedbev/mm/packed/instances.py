@@ -27,9 +27,9 @@ class UnitRest(NamedTuple):
     kept: dict[str, Any]
 
     @staticmethod
-    def of(unit: InstanceData, packed: Sequence[str]) -> UnitRest:
-        """All of a unit but the `packed` fields; the same object for all units that have no more than these."""
-        kept = {key: value for key, value in unit.items() if key not in packed}
+    def of(unit: InstanceData, fields: Sequence[str], packed: Sequence[str]) -> UnitRest:
+        """All of a unit with these fields but the `packed` ones; the same object for all units without more."""
+        kept = {key: unit.get(key) for key in fields if key not in packed}
         metainfo = dict(unit.metainfo_items())
         return UnitRest(type(unit), metainfo, kept) if kept or metainfo or type(unit) is not InstanceData else _NOTHING
 

@@ -120,17 +120,19 @@ class Packer:
     def _add_group(
         self, name: str, counts: tuple[int, ...] | None, units: list[InstanceData], titles: list[str]
     ) -> Group | None:
-        filled = [unit for unit in units if unit.keys()]
-        keys = sorted(filled[0].keys()) if filled else []
-        for unit, title in zip(units, titles, strict=True):
-            if unit.keys() and sorted(unit.keys()) != keys:
-                raise ValueError(f"{title} has the fields {sorted(unit.keys())}, those before have {keys}")
+        fields = [sorted(unit.keys()) for unit in units]  # mmengine makes them anew at every call
+        filled = [unit for unit, names in zip(units, fields, strict=True) if names]
+        keys = next((names for names in fields if names), [])
+        for names, title in zip(fields, titles, strict=True):
+            if names and names != keys:
+                raise ValueError(f"{title} has the fields {names}, those before have {keys}")
         classes = {key: common_class([unit.get(key) for unit in filled]) for key in keys}
         packable = [key for key in keys if classes[key] is not None]
-        self._check_kept(units, titles, packable)
+        if len(packable) < len(keys):
+            self._check_kept(units, titles, packable)
         if not packable:
             return None
-        tensors = {key: self._column(units, key, tensor_of(filled[0].get(key))) for key in packable}
+        tensors = {key: self._column(units, fields, key, tensor_of(filled[0].get(key))) for key in packable}
         sizes = common_sizes(tensors, titles)
         length = max(sizes) if self.buckets is None else self.buckets(max(sizes))
         sizes_slot = self._add_dense(np.array(sizes, dtype=np.int64), torch.long)
@@ -146,13 +148,13 @@ class Packer:
             sizes_slot=sizes_slot,
             slots=slots,
             box_classes={key: classes[key] for key in packable if isinstance(classes[key], BoxClass)},
-            rest=[UnitRest.of(unit, packable) for unit in units],
+            rest=[UnitRest.of(unit, names, packable) for unit, names in zip(units, fields, strict=True)],
         )
 
     @staticmethod
-    def _column(units: list[InstanceData], key: str, like: Tensor) -> list[Tensor]:
+    def _column(units: list[InstanceData], fields: list[list[str]], key: str, like: Tensor) -> list[Tensor]:
         """A field of all units; of a unit without any fields a tensor of no instances."""
-        return [tensor_of(unit.get(key)) if unit.keys() else like[:0] for unit in units]
+        return [tensor_of(unit.get(key)) if names else like[:0] for unit, names in zip(units, fields, strict=True)]
 
     @staticmethod
     def _check_kept(units: list[InstanceData], titles: list[str], packable: list[str]) -> None:
@@ -164,16 +166,18 @@ class Packer:
     def add_metas(self, items: list[list[BaseDataElement]], keys: Sequence[str] | None) -> dict[str, int]:
         """Meta values of B windows of T samples as [B, T, ...], or [B, ...] where T is 1, by their slots."""
         slots = {}
+        metas = [[sample.metainfo for sample in item] for item in items]
         for key in META_KEYS if keys is None else keys:
-            if not any(sample.metainfo.get(key) is not None for item in items for sample in item):
+            values = [[meta.get(key) for meta in item] for item in metas]
+            if all(value is None for item in values for value in item):
                 continue
             try:
-                values = stacked_meta(items, key)
+                stacked = stacked_meta(values, key, [item[0] for item in items])
             except ValueError:
                 if keys is None:
                     continue
                 raise
-            slots[key] = self._add_dense(values, torch.from_numpy(values).dtype)
+            slots[key] = self._add_dense(stacked, torch.from_numpy(stacked).dtype)
         return slots
 
     def _add_dense(self, values: np.ndarray, dtype: torch.dtype) -> int:

@@ -100,8 +100,9 @@ def _missing_error(samples: list, missing: list[str]) -> ValueError:
     items = list(zip(*samples, strict=True)) if isinstance(samples[0], list) else [[sample] for sample in samples]
     for key in missing:
         if any(key in frame for frame in _frames(samples)):
+            values = [[sample.metainfo.get(key) for sample in item] for item in items]
             try:
-                stacked_meta(items, key)
+                stacked_meta(values, key, [item[0] for item in items])
             except ValueError as error:
                 return error
     return ValueError(
