@@ -76,7 +76,7 @@ LAYERS = {
     "matching": {"_extension", "profiling", "ragged"},
     "heatmap": {"_extension", "profiling", "ragged"},
     "losses": {"_extension", "profiling", "ragged", "matching", "heatmap"},
-    "workloads": {"profiling", "ragged", "matching", "heatmap", "losses"},
+    "workloads": {"nuscenes", "profiling", "ragged", "matching", "heatmap", "losses"},
     "": {"ragged", "matching", "heatmap", "losses"},  # raggedbev/__init__.py
     "info": {"_extension", ""},
     "mm": {"geometry", "nuscenes", "profiling", "ragged", "matching", "heatmap", "losses"},

@@ -25,19 +25,8 @@ from raggedbev.losses import (
     GroundTruth3D,
     prepare_denoising,
 )
+from raggedbev.nuscenes import DETECTION_CLASSES
 
-CLASSES = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
 # Annotations per class of nuScenes trainval, in thousands; length, width, height (m); share that moves, speed (m/s).
 _ANNOTATIONS = (493.3, 88.5, 14.7, 16.3, 24.9, 152.1, 12.6, 11.9, 222.2, 98.0)
 _DIMENSIONS = (
@@ -225,15 +214,15 @@ def _queries_to(prepared: DenoisingQueries, device: str | torch.device, dtype: t
 def _draw_sample(count: int, sizes: LossSizes, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Boxes [count, 9] and labels [count] of one sample: denser near the vehicle, standing on the ground."""
     labels = _draw_classes(count, sizes, rng)
-    dims = np.asarray(_DIMENSIONS)[labels % len(CLASSES)] * rng.lognormal(0.0, 0.1, (count, 3))
+    dims = np.asarray(_DIMENSIONS)[labels % len(DETECTION_CLASSES)] * rng.lognormal(0.0, 0.1, (count, 3))
     low, high = np.asarray(sizes.pc_range[:3]), np.asarray(sizes.pc_range[3:])
     distance, bearing = 2.0 + rng.gamma(2.0, 11.0, count), rng.uniform(-math.pi, math.pi, count)
     center = np.stack([distance * np.cos(bearing), distance * np.sin(bearing), dims[:, 2] / 2 - 1.84], 1)
     center[:, 2] += rng.normal(0.0, 0.3, count)
     center = np.clip(center, low + 0.1, high - 0.1)
     yaw = rng.uniform(-math.pi, math.pi, count)
-    moves = rng.random(count) < np.asarray(_MOVING)[labels % len(CLASSES)]
-    speed = moves * np.asarray(_SPEED)[labels % len(CLASSES)] * rng.uniform(0.3, 1.7, count)
+    moves = rng.random(count) < np.asarray(_MOVING)[labels % len(DETECTION_CLASSES)]
+    speed = moves * np.asarray(_SPEED)[labels % len(DETECTION_CLASSES)] * rng.uniform(0.3, 1.7, count)
     boxes = np.column_stack([center, dims, yaw, speed * np.cos(yaw), speed * np.sin(yaw)])
     return torch.from_numpy(boxes.astype(np.float32)), torch.from_numpy(labels)
 
@@ -243,7 +232,7 @@ def _draw_image(count: int, sizes: LossSizes, rng: np.random.Generator) -> tuple
     height, width = sizes.image_size
     scale, crop = image_transform(sizes.image_size)
     labels = _draw_classes(count, sizes, rng)
-    dims = np.asarray(_DIMENSIONS)[labels % len(CLASSES)]
+    dims = np.asarray(_DIMENSIONS)[labels % len(DETECTION_CLASSES)]
     depth = np.clip(4.0 + rng.gamma(2.0, 10.0, count), 4.0, 70.0)
     pixels = scale * _FOCAL / depth  # pixels per metre at the object
     u = rng.uniform(0.0, width, count)

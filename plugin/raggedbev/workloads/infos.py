@@ -10,22 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raggedbev.workloads.generate import CLASSES, LossSizes, Objects, image_transform
+from raggedbev.nuscenes import DETECTION_CLASSES, INFO_CLASSES
+from raggedbev.workloads.generate import LossSizes, Objects, image_transform
 
 # Info files number the classes in an order of their own; -1 stands for all others.
-_INFO_CLASSES = (
-    "car",
-    "truck",
-    "trailer",
-    "bus",
-    "construction_vehicle",
-    "bicycle",
-    "motorcycle",
-    "pedestrian",
-    "traffic_cone",
-    "barrier",
-)
-_LABEL = np.array([CLASSES.index(name) for name in _INFO_CLASSES] + [-1])
+_LABEL = np.array([DETECTION_CLASSES.index(name) for name in INFO_CLASSES] + [-1])
 
 
 def read_objects(path: str | Path, sizes: LossSizes, batch_size: int, first: int = 0) -> Objects:
