@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "common/macros.h"
+#include "common/order.h"
 
 #if !defined(__CUDACC__)
 #include "common/fibers.h"
@@ -79,14 +80,11 @@ class Lanes {
   // What the lanes wrote before is seen by all of them after.
   RAGGEDBEV_KERNEL void sync() const { exchange_.sync(lane_); }
 
-  // Smallest of the lanes' values, known to all.
+  // Smallest of the lanes' values, none of them NaN, known to all.
   template <typename T>
   RAGGEDBEV_KERNEL T minimum(PerLane<T>& values) const {
-    T lowest = values[lane_];
-    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-      const T other = exchange_.other(lane_, lowest, offset);
-      lowest = other < lowest ? other : lowest;
-    }
+    T lowest;
+    from_order_key(least(order_key(values[lane_])), lowest);
     return lowest;
   }
 
@@ -100,6 +98,15 @@ class Lanes {
   }
 
  private:
+  RAGGEDBEV_KERNEL uint32_t least(uint32_t key) const { return exchange_.least(lane_, key); }
+
+  // The high halves first, then the low halves of those that have the least.
+  RAGGEDBEV_KERNEL uint64_t least(uint64_t key) const {
+    const uint32_t high = static_cast<uint32_t>(key >> 32), low = static_cast<uint32_t>(key);
+    const uint32_t least_high = least(high);
+    return uint64_t{least_high} << 32 | least(high == least_high ? low : ~uint32_t{0});
+  }
+
   int lane_;
   Exchange exchange_;
 };
@@ -110,10 +117,17 @@ struct WarpExchange {
   __device__ void sync(int) const { __syncwarp(); }
   __device__ uint32_t ballot(int, bool vote) const { return __ballot_sync(0xffffffffu, vote); }
 
-  // Value of lane ^ offset.
-  template <typename T>
-  __device__ T other(int, T value, int offset) const {
-    return __shfl_xor_sync(0xffffffffu, value, offset);
+  // Of all lanes' values.
+  __device__ uint32_t least(int, uint32_t value) const {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_min_sync(0xffffffffu, value);
+#else
+    for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+      const uint32_t other = __shfl_xor_sync(0xffffffffu, value, offset);
+      value = other < value ? other : value;
+    }
+    return value;
+#endif
   }
 
   // Value of lane + offset, where there is such a lane.
@@ -183,10 +197,10 @@ struct FiberExchange {
     return bits;
   }
 
-  template <typename T>
-  T other(int lane, T value, int offset) const {
+  uint32_t least(int lane, uint32_t value) const {
     fibers->meet(lane, Fibers::kExchange, value);
-    return fibers->value_of<T>(lane ^ offset);
+    for (int l = 0; l < kLanes; ++l) value = std::min(value, fibers->value_of<uint32_t>(l));
+    return value;
   }
 
   template <typename T>

@@ -67,32 +67,59 @@ RAGGEDBEV_INLINE double smallest_lane(const Vector<double>& v) {
   return smaller(smaller(v[0], v[1]), smaller(v[2], v[3]));
 }
 
-// Bit j: whether values[j] == value, j < 16.
-RAGGEDBEV_INLINE uint32_t equal_bits(const float* values, float value) {
 #if defined(__SSE2__)
-  const __m128 wanted = _mm_set1_ps(value);
-  const auto equal = [&](int j) { return _mm_castps_si128(_mm_cmpeq_ps(_mm_loadu_ps(values + j), wanted)); };
-  const __m128i low = _mm_packs_epi32(equal(0), equal(4)), high = _mm_packs_epi32(equal(8), equal(12));
+
+struct Equal {
+  RAGGEDBEV_INLINE __m128 operator()(const __m128& a, const __m128& b) const { return _mm_cmpeq_ps(a, b); }
+  RAGGEDBEV_INLINE __m128d operator()(const __m128d& a, const __m128d& b) const { return _mm_cmpeq_pd(a, b); }
+};
+
+struct Below {
+  RAGGEDBEV_INLINE __m128 operator()(const __m128& a, const __m128& b) const { return _mm_cmplt_ps(a, b); }
+  RAGGEDBEV_INLINE __m128d operator()(const __m128d& a, const __m128d& b) const { return _mm_cmplt_pd(a, b); }
+};
+
+// Bit j: whether compare(values[j], value) holds, j < 16.
+template <typename Compare>
+RAGGEDBEV_INLINE uint32_t bits_where(const Compare& compare, const float* values, float value) {
+  const __m128 all = _mm_set1_ps(value);
+  const auto four = [&](int j) { return _mm_castps_si128(compare(_mm_loadu_ps(values + j), all)); };
+  const __m128i low = _mm_packs_epi32(four(0), four(4)), high = _mm_packs_epi32(four(8), four(12));
   return static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
-#else
-  uint32_t bits = 0;
-  for (int j = 0; j < 16; ++j) bits |= uint32_t{values[j] == value} << j;
-  return bits;
-#endif
 }
 
-RAGGEDBEV_INLINE uint32_t equal_bits(const double* values, double value) {
-#if defined(__SSE2__)
-  const __m128d wanted = _mm_set1_pd(value);
-  const auto equal = [&](int j) { return _mm_castpd_si128(_mm_cmpeq_pd(_mm_loadu_pd(values + j), wanted)); };
-  const auto four = [&](int j) { return _mm_packs_epi32(equal(j), equal(j + 2)); };
+template <typename Compare>
+RAGGEDBEV_INLINE uint32_t bits_where(const Compare& compare, const double* values, double value) {
+  const __m128d all = _mm_set1_pd(value);
+  const auto two = [&](int j) { return _mm_castpd_si128(compare(_mm_loadu_pd(values + j), all)); };
+  const auto four = [&](int j) { return _mm_packs_epi32(two(j), two(j + 2)); };
   const __m128i low = _mm_packs_epi16(four(0), four(4)), high = _mm_packs_epi16(four(8), four(12));
   return static_cast<uint32_t>(_mm_movemask_epi8(_mm_packs_epi16(low, high)));
-#else
-  uint32_t bits = 0;
-  for (int j = 0; j < 16; ++j) bits |= uint32_t{values[j] == value} << j;
-  return bits;
-#endif
 }
+
+#else
+
+struct Equal {
+  template <typename T>
+  RAGGEDBEV_INLINE bool operator()(T a, T b) const {
+    return a == b;
+  }
+};
+
+struct Below {
+  template <typename T>
+  RAGGEDBEV_INLINE bool operator()(T a, T b) const {
+    return a < b;
+  }
+};
+
+template <typename Compare, typename T>
+RAGGEDBEV_INLINE uint32_t bits_where(const Compare& compare, const T* values, T value) {
+  uint32_t bits = 0;
+  for (int j = 0; j < 16; ++j) bits |= uint32_t{compare(values[j], value)} << j;
+  return bits;
+}
+
+#endif
 
 }  // namespace raggedbev

@@ -13,14 +13,12 @@
 namespace raggedbev::matching {
 namespace {
 
-constexpr int kWidest = 2048;  // columns of a row that is looked at as a whole
-
 // The first that is equal. Looks at kVector values at a time: what lies behind `count` counts only where nothing
 // before is equal.
 template <typename T>
 RAGGEDBEV_INLINE int first_equal_of(const T* values, int count, T value) {
   for (int j = 0; j < count; j += kVector) {
-    if (const uint32_t bits = equal_bits(values + j, value); bits != 0) return j + lowest_bit(bits);
+    if (const uint32_t bits = bits_where(Equal(), values + j, value); bits != 0) return j + lowest_bit(bits);
   }
   return count;
 }
@@ -70,10 +68,15 @@ struct Strides {
     begin[v] = lower ? Vector<Index<T>>{} + first : begin[v];
   }
 
-  RAGGEDBEV_INLINE Smallest<T> of_all() const {
+  RAGGEDBEV_INLINE T minimum() const {
     Vector<T> lower = lowest[0];
     for (int v = 1; v < kVectors; ++v) keep_smaller<T>(lowest[v], lower);
-    const T value = smallest_lane(lower);
+    return smallest_lane(lower);
+  }
+
+  // Calls function(value, column) for the lanes where compare(value, bound) holds.
+  template <typename Compare, typename Function>
+  RAGGEDBEV_INLINE void each_where(const Compare& compare, T bound, Function function) const {
     T values[kColumns];
     Index<T> begins[kColumns];
     for (int v = 0; v < kVectors; ++v) {
@@ -81,15 +84,80 @@ struct Strides {
       store<Index<T>>(begin[v], begins + v * kSize);
     }
     uint32_t bits = 0;
-    for (int j = 0; j < kColumns; j += kVector) bits |= equal_bits(values + j, value) << j;
-    int at = std::numeric_limits<int>::max();
+    for (int j = 0; j < kColumns; j += kVector) bits |= bits_where(compare, values + j, bound) << j;
     for (; bits != 0; bits &= bits - 1) {
       const int lane = lowest_bit(bits);
-      at = smaller(at, static_cast<int>(begins[lane]) + lane);
+      function(values[lane], static_cast<int32_t>(begins[lane]) + lane);
     }
+  }
+
+  RAGGEDBEV_INLINE Smallest<T> of_all() const {
+    const T value = minimum();
+    int at = std::numeric_limits<int>::max();
+    each_where(Equal(), value, [&](T, int32_t col) { at = smaller(at, col); });
     return {value, at};
   }
 };
+
+// The smallest of cost[j] + taken[j] in order, at least one and at most kKept. Each lane sees some of the columns: what
+// is less than the second smallest of every lane is the smallest of its own, and nothing smaller is left out.
+template <typename T>
+RAGGEDBEV_INLINE int few_smallest_of(const T* cost, const T* taken, int count, Candidate<T>* list) {
+  constexpr int kSize = Strides<T>::kSize, kColumns = Strides<T>::kColumns;
+  T few[kColumns], few_taken[kColumns];
+  if (count < kColumns) {
+    for (int j = 0; j < kColumns; ++j) {
+      few[j] = j < count ? cost[j] : infinity<T>();
+      few_taken[j] = j < count ? taken[j] : T{0};
+    }
+    cost = few;
+    taken = few_taken;
+    count = kColumns;
+  }
+  const Vector<T> none = Vector<T>{} + infinity<T>();
+  Strides<T> strides;
+  Vector<T> second[Strides<T>::kVectors];
+  for (Vector<T>& values : second) values = none;
+  const auto take = [&](int v, int first, const Vector<T>& values) __attribute__((always_inline)) {
+    const Vector<T> higher = values < strides.lowest[v] ? strides.lowest[v] : values;
+    keep_smaller<T>(higher, second[v]);
+    strides.take(v, values, first);
+  };
+  int first = 0;
+  Vector<T> values, also;
+  for (; first + kColumns <= count; first += kColumns) {
+    for (int v = 0; v < Strides<T>::kVectors; ++v) {
+      load(cost + first + v * kSize, values);
+      load(taken + first + v * kSize, also);
+      take(v, first, values + also);
+    }
+  }
+  if (first < count) {  // columns that the last stride shares with the one before count once
+    const int last = count - kColumns;
+    Vector<Index<T>> column;
+    for (int lane = 0; lane < kSize; ++lane) column[lane] = last + lane;
+    for (int v = 0; v < Strides<T>::kVectors; ++v, column += kSize) {
+      load(cost + last + v * kSize, values);
+      load(taken + last + v * kSize, also);
+      values += also;
+      take(v, last, column < first ? none : values);
+    }
+  }
+  for (int v = 1; v < Strides<T>::kVectors; ++v) keep_smaller<T>(second[v], second[0]);
+  const T limit = smallest_lane(second[0]);
+  int known = 0;
+  strides.each_where(Below(), limit, [&](T value, int32_t col) {
+    const Candidate<T> own{value, col};
+    if (known == kKept && !(own < list[kKept - 1])) return;
+    int at = known < kKept ? known++ : kKept - 1;
+    for (; at > 0 && own < list[at - 1]; --at) list[at] = list[at - 1];
+    list[at] = own;
+  });
+  if (known > 0) return known;
+  const Smallest<T> smallest = strides.of_all();
+  list[0] = {smallest.value, smallest.value < infinity<T>() ? smallest.at : -1};
+  return 1;
+}
 
 // The first smallest of cost[j] + taken[j]; without `taken` of cost[j], and whether one is NaN or -inf. The last stride
 // shares columns with the one before.
@@ -266,6 +334,9 @@ RAGGEDBEV_INLINE void clamp_by(const T* cost, const Clamped<T>& access, int64_t 
     bool unused;                                                                                           \
     return smallest_in_row_of<true>(cost, taken, count, unused);                                           \
   }                                                                                                        \
+  RAGGEDBEV_SIMD int few_smallest(const T* cost, const T* taken, int count, Candidate<T>* list) {          \
+    return few_smallest_of(cost, taken, count, list);                                                      \
+  }                                                                                                        \
   RAGGEDBEV_SIMD Smallest<T> smallest_in_row(const T* cost, int count, bool& invalid) {                    \
     return smallest_in_row_of<false>(cost, cost, count, invalid);                                          \
   }                                                                                                        \
@@ -361,11 +432,6 @@ class SimdOps : public LaneOps<HostGroup> {
   }
 
   template <typename T>
-  bool scans_rows(const Plain<T>&, int count) const {
-    return count <= kWidest;
-  }
-
-  template <typename T>
   Smallest<T> smallest_in_row(const Plain<T>&, const T* cost, int count, bool& invalid) const {
     return matching::smallest_in_row(cost, count, invalid);
   }
@@ -373,6 +439,12 @@ class SimdOps : public LaneOps<HostGroup> {
   template <typename T>
   Smallest<T> smallest_free(const Plain<T>&, const T* cost, const T* taken, int count) const {
     return matching::smallest_free(cost, taken, count);
+  }
+
+  template <typename T>
+  int few_smallest_free(const Plain<T>&, const T* cost, const T* taken, int count, Candidate<T>* list,
+                        Candidate<T>*) const {
+    return matching::few_smallest(cost, taken, count, list);
   }
 
   template <typename Access, typename Cost, typename Value>
@@ -403,13 +475,22 @@ class SimdOps : public LaneOps<HostGroup> {
 
 constexpr int64_t kEntriesPerThread = 32768;  // of cost matrices: less is not worth waking a thread
 
-// Solves problems until there are none: some take a hundred times as long as others.
+// Problems that a thread has to solve, and that others take once theirs are solved: some take a hundred times as long
+// as others. The same thread meets the same problems in every call, and finds their costs in its cache.
+struct alignas(64) Share {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
 template <typename Cost>
-void solve_next(const AssignmentParams& p, std::atomic<int64_t>& next) {
+void solve_shares(const AssignmentParams& p, std::vector<Share>& shares, size_t own) {
   static thread_local Arena state, clamped;
   char* const memory = state.take(p.workspace_bytes);
-  for (int64_t number = next++; number < p.problems; number = next++) {
-    solve_problem<Cost>(SimdOps(clamped), p, number, {memory}, false);
+  for (size_t other = 0; other < shares.size(); ++other) {
+    Share& share = shares[(own + other) % shares.size()];
+    for (int64_t number = share.next++; number < share.end; number = share.next++) {
+      solve_problem<Cost>(SimdOps(clamped), p, number, {memory}, false);
+    }
   }
   state.end_call();
   clamped.end_call();
@@ -435,9 +516,13 @@ void solve_all(const AssignmentParams& p) {
   const int64_t rows =
       p.num_gt == nullptr ? p.problems * p.num_rows : std::accumulate(p.num_gt, p.num_gt + p.problems, int64_t{0});
   const int64_t worth = std::max(rows * p.num_cols / kEntriesPerThread, int64_t{1});
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min({worth, p.problems, int64_t{at::get_num_threads()}}), 1,
-                   [&](int64_t, int64_t) { solve_next<Cost>(p, next); });
+  const int64_t threads = std::min({worth, p.problems, int64_t{at::get_num_threads()}});
+  std::vector<Share> shares(threads);
+  for (int64_t thread = 0; thread < threads; ++thread) {
+    shares[thread].next = p.problems * thread / threads;
+    shares[thread].end = p.problems * (thread + 1) / threads;
+  }
+  at::parallel_for(0, threads, 1, [&](int64_t own, int64_t) { solve_shares<Cost>(p, shares, own); });
 }
 
 }  // namespace

@@ -45,12 +45,6 @@ class LaneOps {
     return invalid;
   }
 
-  // Whether looking at a row as a whole is faster than keeping bounds of its blocks.
-  template <typename Access>
-  RAGGEDBEV_KERNEL constexpr bool scans_rows(const Access&, int) const {
-    return false;
-  }
-
   // Whether there is a NaN among them.
   template <typename Value>
   RAGGEDBEV_KERNEL bool copy_minima(const Value* known, int count, Value* minima) const {
@@ -76,6 +70,53 @@ class LaneOps {
     return smallest_of<Value>(count, [&](int j) { return access(cost[j]) + taken[j]; });
   }
 
+  // The smallest of cost + taken in order, at least one and at most kKept; `found` has room for
+  // kMostFound. Each lane sees some of the columns: what is
+  // less than the second smallest of every lane is the smallest of its own, and nothing smaller is left out.
+  template <typename Access, typename Cost, typename Value>
+  RAGGEDBEV_KERNEL int few_smallest_free(const Access& access, const Cost* cost, const Value* taken, int count,
+                                         Candidate<Value>* list, Candidate<Value>* found) const {
+    static_assert(kMostFound >= kLanes);
+    typename Group::template PerLane<Value> lowest, second;
+    typename Group::template PerLane<int32_t> col;
+    group_.each([&](int lane) {
+      lowest[lane] = second[lane] = infinity<Value>();
+      col[lane] = -1;
+    });
+    each_column(count, [&](int lane, int j) {
+      const Value value = access(cost[j]) + taken[j];
+      if (value < lowest[lane]) {
+        second[lane] = lowest[lane];
+        lowest[lane] = value;
+        col[lane] = j;
+      } else if (value < second[lane]) {
+        second[lane] = value;
+      }
+    });
+    const Value limit = group_.minimum(second);
+    const auto is_known = [&](int lane) { return lowest[lane] < limit; };
+    const uint32_t known = group_.ballot(is_known);
+    if (known == 0) {
+      const Smallest<Value> smallest = first_smallest(lowest, col);
+      once([&] { list[0] = {smallest.value, smallest.at}; });
+      return 1;
+    }
+    group_.each([&](int lane) {
+      if (is_known(lane)) found[count_bits_below(known, lane)] = {lowest[lane], col[lane]};
+    });
+    group_.sync();
+    const int num_found = count_bits(known);
+    group_.each([&](int lane) {
+      if (!is_known(lane)) return;
+      const Candidate<Value> own{lowest[lane], col[lane]};
+      int rank = 0;
+      for (int k = 0; k < num_found; ++k) rank += found[k] < own;
+      if (rank < kKept) list[rank] = own;
+    });
+    group_.sync();
+    return num_found < kKept ? num_found : kKept;
+  }
+
   template <typename Access, typename Cost, typename Value>
   RAGGEDBEV_KERNEL void gather(const Access& access, const Cost* cost, const int32_t* columns, Value* out, int begin,
                                int end) const {
@@ -93,11 +134,10 @@ class LaneOps {
   // The smallest of cost - dual; `scratch` has room for all.
   template <typename Value>
   RAGGEDBEV_KERNEL TwoSmallest reduced_costs(const Value* cost, const double* dual, double* scratch, int count) const {
-    const double lowest =
-        minimum<double>(count, [&](int k) { return scratch[k] = static_cast<double>(cost[k]) - dual[k]; });
-    const int at = first(count, [&](int k) { return scratch[k] == lowest; });
-    const double second = minimum<double>(count, [&](int k) { return k == at ? infinity<double>() : scratch[k]; });
-    return {lowest, second, at};
+    const Smallest<double> best =
+        smallest_of<double>(count, [&](int k) { return scratch[k] = static_cast<double>(cost[k]) - dual[k]; });
+    const double second = minimum<double>(count, [&](int k) { return k == best.at ? infinity<double>() : scratch[k]; });
+    return {best.value, second, best.at};
   }
 
   RAGGEDBEV_KERNEL void start_search(double* length, double* barrier, const double* dual, int count) const {
@@ -111,7 +151,7 @@ class LaneOps {
   template <typename Value>
   RAGGEDBEV_KERNEL Smallest<double> relax(const Value* cost, const double* barrier, double base, double* length,
                                           int64_t* from, int row, int count) const {
-    const double lowest = minimum<double>(count, [&](int k) {
+    return smallest_of<double>(count, [&](int k) {
       const double by_row = base + (static_cast<double>(cost[k]) - barrier[k]);
       if (by_row < length[k]) {
         length[k] = by_row;
@@ -119,7 +159,6 @@ class LaneOps {
       }
       return length[k];
     });
-    return {lowest, first(count, [&](int k) { return length[k] == lowest; })};
   }
 
   // The costs of a magnitude below `limit`.
@@ -170,10 +209,32 @@ class LaneOps {
   }
 
  private:
+  // The first of the smallest; the first of all where all are +inf.
   template <typename T, typename Function>
   RAGGEDBEV_KERNEL Smallest<T> smallest_of(int count, Function value) const {
-    const T lowest = minimum<T>(count, value);
-    return {lowest, first(count, [&](int j) { return value(j) == lowest; })};
+    typename Group::template PerLane<T> lowest;
+    typename Group::template PerLane<int32_t> at;
+    group_.each([&](int lane) {
+      lowest[lane] = infinity<T>();
+      at[lane] = 0;
+    });
+    each_column(count, [&](int lane, int j) {
+      const T here = value(j);
+      if (here < lowest[lane]) {
+        lowest[lane] = here;
+        at[lane] = j;
+      }
+    });
+    return first_smallest(lowest, at);
+  }
+
+  // Of each lane's smallest and where it is; `at` is used up.
+  template <typename T>
+  RAGGEDBEV_KERNEL Smallest<T> first_smallest(typename Group::template PerLane<T>& lowest,
+                                              typename Group::template PerLane<int32_t>& at) const {
+    const T value = group_.minimum(lowest);
+    group_.each([&](int lane) { at[lane] = lowest[lane] == value ? at[lane] : INT32_MAX; });
+    return {value, group_.minimum(at)};
   }
 
   Group group_;

@@ -20,7 +20,10 @@
 namespace raggedbev::matching {
 
 constexpr int kBlock = 64;                          // columns per lower bound
+constexpr int kWidest = 2048;                       // columns of a row that is looked at as a whole
 constexpr int kVector = 16;                         // arrays of a row have room for whole vectors
+constexpr int kKept = 8;                            // smallest free columns of a row that are remembered
+constexpr int kMostFound = 32;                      // of those that a look at the row finds
 constexpr int64_t kMostColumns = int64_t{1} << 30;  // so that an int counts them, and a step beyond
 constexpr double kLong = 1e6;                       // path lengths of this size have no digits below 1e-10
 
@@ -92,6 +95,10 @@ template <typename Value>
 struct Candidate {
   Value value;
   int32_t col;  // -1: none
+
+  RAGGEDBEV_HOST_DEVICE bool operator<(const Candidate& other) const {
+    return value < other.value || (value == other.value && col < other.col);
+  }
 };
 
 // The first of the smallest values; any where all are +inf.
@@ -120,24 +127,27 @@ struct Bytes {
 // R rows at most, M columns at most.
 template <typename Value>
 struct Workspace {
-  double* length;          // [R] path length of the columns that are not settled, inf for those that are
-  double* settled;         // [R] path length of the columns that are
-  double* dual;            // [R] of the matched columns
-  double* barrier;         // [R] dual, -inf for settled columns
-  int64_t* from;           // [R] row that a column was reached from
-  Candidate<Value>* free;  // [R] the smallest free column when it was looked for; it may be taken since
-  Value* bound;            // [R, blocks] lower bounds of the free columns of each block
-  Value* matched;          // [R, whole(R)] costs of the matched columns, gathered when a row is visited
-  Value* taken;            // [M] 0 for a free column, inf for a matched one
-  int32_t* gathered;       // [R] how many of them
-  int32_t* column;         // [R] matched column k
-  int32_t* row;            // [R] its row
-  int32_t* place;          // [R] k of a row, -1 for none
-  int32_t* open;           // [R] rows without a column
-  int32_t* later;          // [R]
-  int32_t* visited;        // [R]
-  int32_t* done;           // [R] settled columns k
-  bool* invalid;           // [R] whether the row has a NaN or -inf
+  double* length;           // [R] path length of the columns that are not settled, inf for those that are
+  double* settled;          // [R] path length of the columns that are
+  double* dual;             // [R] of the matched columns
+  double* barrier;          // [R] dual, -inf for settled columns
+  int64_t* from;            // [R] row that a column was reached from
+  Candidate<Value>* free;   // [R, kKept] the smallest free columns when they were looked for, in order
+  int32_t* num_free;        // [R] how many of them are known
+  int32_t* first_free;      // [R] those before it are taken; it may be, too
+  Candidate<Value>* found;  // [kMostFound] what a look at a row finds
+  Value* bound;             // [R, blocks] lower bounds of the free columns of each block
+  Value* matched;           // [R, whole(R)] costs of the matched columns, gathered when a row is visited
+  Value* taken;             // [M] 0 for a free column, inf for a matched one
+  int32_t* gathered;        // [R] how many of them
+  int32_t* column;          // [R] matched column k
+  int32_t* row;             // [R] its row
+  int32_t* place;           // [R] k of a row, -1 for none
+  int32_t* open;            // [R] rows without a column
+  int32_t* later;           // [R]
+  int32_t* visited;         // [R]
+  int32_t* done;            // [R] settled columns k
+  bool* invalid;            // [R] whether the row has a NaN or -inf
 
   RAGGEDBEV_HOST_DEVICE static int64_t whole(int64_t count) { return (count + kVector - 1) / kVector * kVector; }
 
@@ -158,7 +168,8 @@ struct Workspace {
     take(bound, rows * num_blocks(cols) + kVector), take(invalid, rows);  // these outlive a kernel
     fast = true;
     take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows);
-    take(from, rows), take(free, rows), take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
+    take(from, rows), take(free, rows * kKept), take(num_free, rows), take(first_free, rows), take(found, kMostFound);
+    take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
     take(open, rows), take(later, rows), take(visited, rows), take(done, rows);
     take(matched, rows * whole(rows)), take(taken, cols);
     return used;
@@ -223,16 +234,18 @@ class Search {
   RAGGEDBEV_KERNEL const Cost* cost_row(int i) const { return cost_ + static_cast<int64_t>(i) * num_cols_; }
   RAGGEDBEV_KERNEL int num_blocks() const { return static_cast<int>(matching::num_blocks(num_cols_)); }
   RAGGEDBEV_KERNEL int64_t bound_offset(int i) const { return static_cast<int64_t>(i) * num_blocks(); }
+  // Whether looking at a row as a whole is faster than keeping bounds of its blocks.
+  RAGGEDBEV_KERNEL bool scans_rows() const { return num_cols_ <= kWidest; }
   RAGGEDBEV_KERNEL bool is_taken(int col) const { return w_.taken[col] != 0; }
   RAGGEDBEV_KERNEL void note_length(double length) { was_long_ |= !(length < kLong && length > -kLong); }
 
   // The row's smallest free column, and its lowest cost, NaN if a cost is NaN or -inf.
   RAGGEDBEV_KERNEL Candidate<Value> smallest_of_row(int i, bool bounded, const Value* minima, Value& lowest) {
-    const bool scans = ops_.scans_rows(access_, num_cols_);
+    const bool has_bounds = bounded || minima != nullptr;
     Value* const bound = w_.bound + bound_offset(i);
     Smallest<Value> smallest;
     bool invalid = false;
-    if (scans && minima == nullptr) {
+    if (scans_rows() && !has_bounds) {
       smallest = ops_.smallest_in_row(access_, cost_row(i), num_cols_, invalid);
     } else {
       if (minima != nullptr) {
@@ -244,8 +257,8 @@ class Search {
     }
     lowest = invalid ? infinity<Value>() - infinity<Value>() : smallest.value;
     if (invalid) return candidate(smallest);
-    if (!scans) return smallest_free_by_bounds(i, smallest);
-    if (minima != nullptr) smallest = smallest_in_block(i, smallest.at);
+    if (!scans_rows()) return smallest_free_by_bounds(i, smallest);
+    if (has_bounds) smallest = smallest_in_block(i, smallest.at);
     if (smallest.value == lowest && !is_taken(smallest.at)) return candidate(smallest);
     return smallest_free(i);
   }
@@ -254,7 +267,7 @@ class Search {
   RAGGEDBEV_KERNEL void take_smallest(int i, const Candidate<Value>& best, Value lowest) {
     const bool open = best.col < 0 || best.value > lowest;
     ops_.once([&] {
-      w_.free[i] = best;
+      keep_one_free(i, best);
       w_.place[i] = -1;
       w_.gathered[i] = 0;
       if (open) w_.open[num_open_] = i;
@@ -286,8 +299,8 @@ class Search {
     return candidate(ops_.smallest_free(access_, cost_row(i), w_.taken, num_cols_));
   }
 
-  // The same by the lowest of its bounds, which are made true. `known`: the smallest free column of `block`, whose
-  // bound is true.
+  // The row's smallest free column by the lowest of its bounds, which are made true. `known`: the smallest free column
+  // of `block`, whose bound is true.
   RAGGEDBEV_KERNEL Candidate<Value> smallest_free_by_bounds(int i, Smallest<Value> lowest, int block = -1,
                                                             Smallest<Value> known = {}) {
     while (lowest.at != block && lowest.value < infinity<Value>()) {
@@ -321,16 +334,43 @@ class Search {
     return {free.value, first + free.at};
   }
 
-  // Makes the row's candidate a free column.
-  RAGGEDBEV_KERNEL Candidate<Value> free_candidate(int i) {
-    const int col = w_.free[i].col;
-    if (col >= 0 && is_taken(col)) {
-      const Candidate<Value> next =
-          ops_.scans_rows(access_, num_cols_) ? smallest_free(i) : next_free_by_bounds(i, col / kBlock);
-      ops_.once([&] { w_.free[i] = next; });
-    }
-    return w_.free[i];
+  RAGGEDBEV_KERNEL Candidate<Value>* free_of(int i) const { return w_.free + i * kKept; }
+
+  // A write: the row's smallest free column is all that is known.
+  RAGGEDBEV_KERNEL void keep_one_free(int i, const Candidate<Value>& best) const {
+    *free_of(i) = best;
+    w_.first_free[i] = 0;
+    w_.num_free[i] = 1;
   }
+
+  // The row's smallest free column: the first of those known that is not taken, or it is looked for again; `few`: and
+  // the next ones with it, for a row that will be asked again and again.
+  RAGGEDBEV_KERNEL Candidate<Value> free_candidate(int i, bool few) {
+    const Candidate<Value>* const known = free_of(i);
+    const int begin = w_.first_free[i], end = w_.num_free[i];
+    int at = begin;
+    while (at < end && known[at].col >= 0 && is_taken(known[at].col)) ++at;
+    if (at == begin) return known[at];
+    if (at < end) {
+      ops_.once([&] { w_.first_free[i] = at; });
+    } else if (!scans_rows()) {
+      const Candidate<Value> next = next_free_by_bounds(i, known[at - 1].col / kBlock);
+      ops_.once([&] { keep_one_free(i, next); });
+    } else if (few) {
+      const int num = ops_.few_smallest_free(access_, cost_row(i), w_.taken, num_cols_, free_of(i), w_.found);
+      ops_.once([&] {
+        w_.first_free[i] = 0;
+        w_.num_free[i] = num;
+      });
+    } else {
+      const Candidate<Value> next = smallest_free(i);
+      ops_.once([&] { keep_one_free(i, next); });
+    }
+    return free_of(i)[w_.first_free[i]];
+  }
+
+  // The one that it was at last.
+  RAGGEDBEV_KERNEL int candidate_column(int i) const { return free_of(i)[w_.first_free[i]].col; }
 
   // Costs of the matched columns in row i.
   RAGGEDBEV_KERNEL const Value* matched_costs(int i) {
@@ -366,7 +406,7 @@ class Search {
   // Sets i to the row that is open now, -1 for none; false: nothing was gained.
   RAGGEDBEV_KERNEL bool reduce_row(int& i) {
     const TwoSmallest matched = ops_.reduced_costs(matched_costs(i), w_.dual, w_.length, num_matched_);
-    const Candidate<Value> free = free_candidate(i);
+    const Candidate<Value> free = free_candidate(i, false);
     const double best = matched.value;
     if (free.col >= 0 && free.value <= best) {
       note_length(free.value);
@@ -399,7 +439,7 @@ class Search {
       const Value* const costs = matched_costs(i);
       const double base =
           nearest.at < 0 ? 0 : nearest.value - (static_cast<double>(costs[nearest.at]) - w_.dual[nearest.at]);
-      const double free = base + free_candidate(i).value;
+      const double free = base + free_candidate(i, true).value;
       if (free < best_free.value) best_free = {free, num_visited};
       nearest = ops_.relax(costs, w_.barrier, base, w_.length, w_.from, i, count);
       ops_.once([&] { w_.visited[num_visited] = i; });
@@ -436,7 +476,7 @@ class Search {
 
   // The candidate of `row` becomes a matched column, and every row on the path back to `source` moves on by one.
   RAGGEDBEV_KERNEL void flip_path(int source, int row) {
-    const int col = w_.free[row].col;
+    const int col = candidate_column(row);
     int k = num_matched_;
     w_.taken[col] = infinity<Value>();
     w_.column[k] = col;

@@ -76,7 +76,7 @@ def call(matcher, preds, boxes, labels, sizes=None):
             corners(boxes if sizes is None else boxes.tensor),
             row_tensor((100.0, 80.0), logits),
             pred_boxes,
-            (boxes if sizes is None else boxes.tensor).gt(0),
+            (boxes if sizes is None else boxes.tensor).sin().gt(0),  # no two objects alike: solvers break ties
         )
         found = matcher.match(given) if sizes is None else matcher.assign_batch(given, sizes)
     else:
