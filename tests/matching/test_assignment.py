@@ -54,6 +54,26 @@ def test_total_cost_is_smallest(num_rows, num_preds, dtype, device):
         assert total == pytest.approx(matrix[rows, cols].sum(), abs=1e-12)
 
 
+@pytest.mark.parametrize("num_rows, num_preds", [(0, 5), (4, 0), (1, 1), (4, 9), (6, 2)])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=str)
+def test_index_pairs(lead, num_rows, num_preds, device):
+    cost = random_costs(*lead, num_rows, num_preds).to(device)
+    num_gt = torch.arange(3, device=device).clamp(max=num_rows) if lead else None
+    found = linear_assignment(cost, num_gt)
+    gt_index, pred_index = found.pairs()
+    counts = (found.pred_of_gt >= 0).sum(-1)
+    for index in (gt_index, pred_index):
+        assert index.shape == (*lead, min(num_rows, num_preds)) and torch.equal(index.sample_sizes, counts)
+        assert not index.tensor[~index.mask].any()
+    rows, *indices = [
+        part.reshape(counts.numel(), part.shape[-1]).tolist()
+        for part in (found.pred_of_gt, gt_index.tensor, pred_index.tensor)
+    ]
+    for pred_of_gt, count, gts, preds in zip(rows, counts.flatten().tolist(), *indices, strict=True):
+        wanted = [(g, p) for g, p in enumerate(pred_of_gt) if p >= 0]
+        assert list(zip(gts, preds, strict=True))[:count] == wanted
+
+
 def test_brute_force():
     cost = random_costs(20, 4, 5, seed=3)
     result = linear_assignment(cost)

@@ -146,8 +146,10 @@ def test_nothing_waits_for_the_device(matcher):
     sizes = [3, 0, 12]
     preds, (boxes, labels) = predictions(matcher, 2, len(sizes)), objects(sizes)
     with HostSyncCounter("cpu") as syncs:
-        call(matcher, preds, boxes, labels, boxes.sample_sizes)
+        found = call(matcher, preds, boxes, labels, boxes.sample_sizes)[1]
+        pairs = found.pairs()
     assert dict(syncs.by_kind) == {}
+    assert torch.equal(pairs.gt_index.sample_sizes, boxes.sample_sizes.clamp(max=8).expand(2, -1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -436,6 +436,12 @@ def test_compile_and_vmap():
     assert torch.equal(compiled(cost), wanted.pred_of_gt)
     assert torch.equal(torch.vmap(match)(cost), wanted.pred_of_gt)
 
+    def match_pairs(costs):
+        return linear_assignment(costs, num_gt).pairs().pred_index
+
+    compiled = torch.compile(match_pairs, fullgraph=True, backend="aot_eager")(cost)
+    assert torch.equal(compiled.tensor, wanted.pairs().pred_index.tensor)
+
 
 def test_strided_and_half_costs():
     cost = torch.randn(6, 9, 4, generator=torch.Generator().manual_seed(0))

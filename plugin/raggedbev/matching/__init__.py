@@ -1,6 +1,6 @@
 """Matching: match costs, linear assignment of whole batches, and the matchers made of both."""
 
-from raggedbev.matching.assignment import LinearAssignment, linear_assignment
+from raggedbev.matching.assignment import IndexPairs, LinearAssignment, linear_assignment
 from raggedbev.matching.costs import ClassCost
 from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.matching.hungarian import HungarianMatcher2D, HungarianMatcher3D
@@ -11,6 +11,7 @@ __all__ = [
     "ClassCost",
     "HungarianMatcher2D",
     "HungarianMatcher3D",
+    "IndexPairs",
     "L1Term",
     "LinearAssignment",
     "MatchCost",

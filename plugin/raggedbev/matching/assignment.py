@@ -16,8 +16,9 @@ from torch import Tensor
 
 from raggedbev._extension import COMPILED, add_batch_dim, load_operator
 from raggedbev.ragged.batch import RaggedBatch
+from raggedbev.ragged.ops import batched_indexing_access, get_indices_from_mask
 
-__all__ = ["LinearAssignment", "linear_assignment"]
+__all__ = ["IndexPairs", "LinearAssignment", "linear_assignment"]
 
 OK, INFEASIBLE, INVALID = 0, 1, 2
 _SOLVERS = ("auto", "native", "scipy")
@@ -25,6 +26,25 @@ _NONFINITE = ("report", "last_resort")
 COLUMNS_PER_MINIMUM = 64
 """Predictions of one entry of `minima`."""
 _LONG = 1e6  # sums of this size have no digits below 1e-10
+
+
+class IndexPairs(NamedTuple):
+    """The pairs of an assignment as indices, for `batched_indexing_access` and its relatives.
+
+    Attributes:
+        gt_index: [..., K] int64, objects that have a prediction, in order; K is the lesser of G and P.
+        pred_index: [..., K] int64, their predictions.
+    """
+
+    gt_index: RaggedBatch
+    pred_index: RaggedBatch
+
+
+def index_pairs(pred_of_gt: Tensor, gt_of_pred: Tensor) -> IndexPairs:
+    """Ragged indices of the pairs in pred_of_gt [..., G] and gt_of_pred [..., P], which name the same ones."""
+    room = min(pred_of_gt.shape[-1], gt_of_pred.shape[-1])
+    gt_index = get_indices_from_mask(pred_of_gt >= 0, max_num=room)
+    return IndexPairs(gt_index, batched_indexing_access(pred_of_gt, gt_index))
 
 
 class LinearAssignment(NamedTuple):
@@ -40,6 +60,10 @@ class LinearAssignment(NamedTuple):
     pred_of_gt: Tensor
     gt_of_pred: Tensor
     status: Tensor
+
+    def pairs(self) -> IndexPairs:
+        """The same as ragged index pairs; nothing is read from the device."""
+        return index_pairs(self.pred_of_gt, self.gt_of_pred)
 
 
 class LinearAssignmentWithDuals(NamedTuple):
@@ -62,6 +86,10 @@ class LinearAssignmentWithDuals(NamedTuple):
     status: Tensor
     dual_of_gt: Tensor
     dual_of_pred: Tensor
+
+    def pairs(self) -> IndexPairs:
+        """See `LinearAssignment.pairs`."""
+        return index_pairs(self.pred_of_gt, self.gt_of_pred)
 
 
 @overload

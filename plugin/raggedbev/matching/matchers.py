@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from raggedbev.matching.assignment import LinearAssignment, check_solver, linear_assignment
+from raggedbev.matching.assignment import IndexPairs, LinearAssignment, check_solver, index_pairs, linear_assignment
 from raggedbev.matching.bev_costs import centers_in_range
 from raggedbev.matching.box_codes import BOX_CODES, encode_box3d
 from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, IoUTerm, MatchInputs, fields_read, widened
@@ -218,6 +218,10 @@ class OverlapAssignment(NamedTuple):
     gt_of_pred: Tensor
     status: Tensor
     max_overlaps: Tensor
+
+    def pairs(self) -> IndexPairs:
+        """See `LinearAssignment.pairs`."""
+        return index_pairs(self.pred_of_gt, self.gt_of_pred)
 
 
 @dataclass(frozen=True)
