@@ -74,7 +74,7 @@ def test_lists_and_missing_tensors(other):
     caller = caller_of("raggedbev::match_cost", other)
     logits, labels, num_gt = torch.zeros(1, 4, 3), torch.tensor([[1, 2]]), torch.tensor([2])
     preds, gt = torch.randn(1, 4, 2), torch.randn(1, 2, 2)
-    rest = (None, None, None, False, 1.0, 0.25, 2.0, 1e-12, 0.0, False, True)
+    rest = (None, None, None, None, False, 1.0, 0.25, 2.0, 1e-12, 0.0, 1.0, False, True)
     for factors in ([None], [torch.ones(2)]):
         arguments = (logits, labels, num_gt, [preds], [gt], factors, [0.5], *rest)
         found, expected = caller(*arguments), torch.ops.raggedbev.match_cost(*arguments)

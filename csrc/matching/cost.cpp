@@ -38,8 +38,9 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
                                       at::TensorList preds, at::TensorList gt, const OptionalTensors& factors,
                                       at::ArrayRef<double> weights, const std::optional<Tensor>& boxes,
                                       const std::optional<Tensor>& gt_boxes, const std::optional<Tensor>& sizes,
-                                      bool softmax, double class_weight, double alpha, double gamma, double eps,
-                                      double overlap_weight, bool giou, bool finite) {
+                                      const std::optional<Tensor>& extra, bool softmax, double class_weight,
+                                      double alpha, double gamma, double eps, double overlap_weight,
+                                      double extra_weight, bool giou, bool finite) {
   check_dims("cls_logits", logits, 3, "problems, P, C");
   TORCH_CHECK_TYPE(logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kDouble,
                    "cls_logits must be float32 or float64, got ", name_of(logits.scalar_type()));
@@ -69,7 +70,8 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
   CostParams p{};
   p.problems = problems, p.samples = samples, p.num_rows = rows, p.num_cols = num_preds;
   p.num_classes = logits.size(2), p.num_l1 = static_cast<int>(terms);
-  p.class_weight = class_weight, p.alpha = alpha, p.gamma = gamma, p.eps = eps, p.overlap_weight = overlap_weight;
+  p.class_weight = class_weight, p.alpha = alpha, p.gamma = gamma, p.eps = eps;
+  p.overlap_weight = overlap_weight, p.extra_weight = extra_weight;
   p.is_double = logits.scalar_type() == at::kDouble, p.softmax = softmax, p.giou = giou, p.finite = finite;
   p.labels = keep_integers(labels), p.num_gt = keep_integers(num_gt);
   p.logits = keep(with_rows(logits));
@@ -97,6 +99,10 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
     p.boxes = keep(with_rows(*boxes));
     p.boxes_problem_stride = kept.back().stride(0), p.boxes_pred_stride = kept.back().stride(1);
     p.gt_boxes = keep(gt_boxes->contiguous()), p.sizes = keep(sizes->contiguous());
+  }
+  if (extra.has_value()) {
+    check_like("extra", *extra, {problems, rows, num_preds}, logits);
+    p.extra = keep(extra->contiguous());
   }
 
   const Tensor cost = allocate(logits, {problems, rows, num_preds});

@@ -1,7 +1,7 @@
 // Match costs: the operator's contract, the cost of one pair, and a device's kernel. No torch headers.
 //
-// cost[n, g, p] = class + sum over L1 terms - overlap, of problem n, object g and prediction p. Problem n has the
-// ground truth n % M: the layers of a decoder share it. Rows of filler are zero.
+// cost[n, g, p] = class + sum over L1 terms - overlap + extra, of problem n, object g and prediction p. Problem n has
+// the ground truth n % M: the layers of a decoder share it. Rows of filler are zero.
 #pragma once
 
 #include <cmath>
@@ -34,13 +34,14 @@ struct CostParams {
   const void* boxes;     // [problems, P, 4] centre and size in units of the image; may be null: no overlap
   const void* gt_boxes;  // [M, G, 4] corners in pixels
   const void* sizes;     // [M, 2] width and height of the image in pixels
+  const void* extra;     // [problems, G, P] what other terms add up to; may be null
   void* cost;            // [problems, G, P]
   void* minima;          // [problems, G, blocks of P]; NaN in a block with NaN or -inf
   int64_t problems, samples, num_rows, num_cols, num_classes;
   int64_t logits_problem_stride, logits_pred_stride;  // in elements; classes are adjacent
   int64_t boxes_problem_stride, boxes_pred_stride;
   int num_l1;
-  double class_weight, alpha, gamma, eps, overlap_weight;
+  double class_weight, alpha, gamma, eps, overlap_weight, extra_weight;
   bool is_double, softmax, giou, finite;  // finite: NaN and +inf become 100, -inf becomes -100
 };
 
@@ -165,6 +166,7 @@ struct CostTask {
       Tile& tile = tiles[lane];
       clear(tile);
       if (at.first_row >= at.rows) return;
+      if (p.extra != nullptr) add_extra(at, lane, tile);
       for (int term = 0; term < p.num_l1; ++term) add_l1(p.l1[term], at, lane, tile);
       add_class(at, lane, tile);
       if (p.boxes != nullptr) add_overlap(at, lane, tile);
@@ -178,6 +180,19 @@ struct CostTask {
     for (int r = 0; r < kRowsPerTask; ++r) {
       RAGGEDBEV_UNROLL
       for (int c = 0; c < kColsPerLane; ++c) tile.of[r][c] = 0;
+    }
+  }
+
+  RAGGEDBEV_KERNEL void add_extra(const Place& at, int lane, Tile& tile) const {
+    const T* extra = static_cast<const T*>(p.extra) + at.problem * p.num_rows * p.num_cols;
+    const T weight = static_cast<T>(p.extra_weight);
+    RAGGEDBEV_UNROLL
+    for (int r = 0; r < kRowsPerTask; ++r) {
+      const int64_t row = at.first_row + r < p.num_rows ? at.first_row + r : p.num_rows - 1;
+      RAGGEDBEV_UNROLL
+      for (int c = 0; c < kColsPerLane; ++c) {
+        tile.of[r][c] = weight * extra[row * p.num_cols + col_of(at, lane, c)];
+      }
     }
   }
 

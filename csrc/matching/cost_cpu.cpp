@@ -114,14 +114,14 @@ RAGGEDBEV_INLINE void probabilities_of(T* values, const T* highest, const T* sum
   for (int j = 0; j < count; ++j) values[j] = exp_of_negative(values[j] - highest[j]) / sums[j] * weight;
 }
 
-// corners: x0, y0, x1, y1, kStrip apart.
+// out = sums - weight * overlap; corners: x0, y0, x1, y1, kStrip apart.
 template <bool Giou, typename T>
-RAGGEDBEV_INLINE void overlap_costs_of(const T* corners, const Corners<T>& target, T weight, T* __restrict out,
-                                       int count) {
+RAGGEDBEV_INLINE void add_overlaps_of(const T* corners, const Corners<T>& target, T weight, const T* sums, T* out,
+                                      int count) {
 #pragma omp simd
   for (int j = 0; j < count; ++j) {
     const Corners<T> own{corners[j], corners[kStrip + j], corners[2 * kStrip + j], corners[3 * kStrip + j]};
-    out[j] = -weight * overlap_of<Giou>(own, target);
+    out[j] = sums[j] - weight * overlap_of<Giou>(own, target);
   }
 }
 
@@ -147,10 +147,10 @@ RAGGEDBEV_INLINE void overlap_costs_of(const T* corners, const Corners<T>& targe
   RAGGEDBEV_SIMD void probabilities(T* values, const T* highest, const T* sums, T weight, int count) {                 \
     probabilities_of(values, highest, sums, weight, count);                                                            \
   }                                                                                                                    \
-  RAGGEDBEV_SIMD void overlap_costs(const T* corners, const Corners<T>& target, T weight, bool giou, T* out,           \
-                                    int count) {                                                                       \
-    if (giou) return overlap_costs_of<true>(corners, target, weight, out, count);                                      \
-    overlap_costs_of<false>(corners, target, weight, out, count);                                                      \
+  RAGGEDBEV_SIMD void add_overlaps(const T* corners, const Corners<T>& target, T weight, bool giou, const T* sums,     \
+                                   T* out, int count) {                                                                \
+    if (giou) return add_overlaps_of<true>(corners, target, weight, sums, out, count);                                 \
+    add_overlaps_of<false>(corners, target, weight, sums, out, count);                                                 \
   }
 RAGGEDBEV_LOOPS(float)
 RAGGEDBEV_LOOPS(double)
@@ -272,10 +272,15 @@ class Strips {
   void write_row(int64_t row, int64_t first, int count) {
     const int64_t gt = sample_ * p_.num_rows + row;
     const T* sums = zeros_.data();
+    if (p_.extra != nullptr) {
+      const T* extra = static_cast<const T*>(p_.extra) + (problem_ * p_.num_rows + row) * p_.num_cols + first;
+      turn(extra, 1, static_cast<T>(p_.extra_weight), sums_.data(), count);
+      sums = sums_.data();
+    }
     if (p_.boxes != nullptr) {
       const T* box = static_cast<const T*>(p_.gt_boxes) + gt * 4;
-      overlap_costs(corners_.data(), {box[0], box[1], box[2], box[3]}, static_cast<T>(p_.overlap_weight), p_.giou,
-                    sums_.data(), count);
+      add_overlaps(corners_.data(), {box[0], box[1], box[2], box[3]}, static_cast<T>(p_.overlap_weight), p_.giou, sums,
+                   sums_.data(), count);
       sums = sums_.data();
     }
     turn_targets(gt);

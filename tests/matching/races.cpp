@@ -86,7 +86,7 @@ void compare(int num_rows, int num_cols, bool softmax, std::mt19937_64& random) 
   const std::vector<T> logits = drawn(kAll * num_cols * kClasses), preds = drawn(kAll * num_cols * kDims);
   const std::vector<T> gt = drawn(kSamples * num_rows * kDims), factors = drawn(kDims);
   const std::vector<T> boxes = drawn(kAll * num_cols * 4), gt_boxes = drawn(kSamples * num_rows * 4);
-  const std::vector<T> sizes = drawn(kSamples * 2);
+  const std::vector<T> sizes = drawn(kSamples * 2), extra = drawn(kAll * num_rows * num_cols);
   std::vector<int64_t> labels(kSamples * num_rows);
   for (int64_t& label : labels) label = static_cast<int64_t>(random() % (kClasses + 1));
   const std::vector<int64_t> num_gt = {num_rows, num_rows / 2};
@@ -96,6 +96,7 @@ void compare(int num_rows, int num_cols, bool softmax, std::mt19937_64& random) 
   p.l1[0] = {preds.data(), gt.data(), factors.data(), num_cols * kDims, kDims, kDims, 0.5};
   p.l1[1] = {preds.data(), gt.data(), nullptr, num_cols * kDims, kDims, kDims, 1.0};
   p.boxes = boxes.data(), p.gt_boxes = gt_boxes.data(), p.sizes = sizes.data();
+  p.extra = softmax ? extra.data() : nullptr, p.extra_weight = 0.5;
   p.cost = cost.data(), p.minima = minima.data();
   p.problems = kAll, p.samples = kSamples, p.num_rows = num_rows, p.num_cols = num_cols, p.num_classes = kClasses;
   p.logits_problem_stride = num_cols * kClasses, p.logits_pred_stride = kClasses;

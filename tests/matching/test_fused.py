@@ -31,6 +31,7 @@ def case(
     dims=(8,),
     factors=True,
     overlap=None,
+    extra=False,
     dtype=torch.float32,
     seed=0,
     device="cpu",
@@ -58,7 +59,7 @@ def case(
         truth = torch.cat([low, low + rand(samples, num_gt, 2) * 50 + 1], dim=-1)
         sizes = torch.tensor([[96.0, 64.0]], device=device, dtype=dtype).expand(samples, 2)
         boxes = OverlapTerm(rand(*lead, num_preds, 4), truth, sizes, 2.0, overlap)
-    return {
+    arguments = {
         "cls_logits": rand(*lead, num_preds, num_classes) * 12 - 6,
         "labels": labels,
         "class_cost": ClassCost(),
@@ -66,9 +67,21 @@ def case(
         "overlap": boxes,
         "num_gt": torch.randint(0, num_gt + 1, (samples,), generator=g).to(device),
     }
+    return arguments | ({"extra": rand(*lead, num_gt, num_preds), "extra_weight": -1.5} if extra else {})
 
 
-def composed(cls_logits, labels, class_cost, *, l1=(), overlap=None, num_gt=None, replace_nonfinite=True):
+def composed(
+    cls_logits,
+    labels,
+    class_cost,
+    *,
+    l1=(),
+    overlap=None,
+    extra=None,
+    extra_weight=1.0,
+    num_gt=None,
+    replace_nonfinite=True,
+):
     """The same with plain torch."""
     num_gt = torch.full(labels.shape[:1], labels.shape[1]) if num_gt is None else num_gt
     return _match_cost_with_torch(
@@ -82,12 +95,14 @@ def composed(cls_logits, labels, class_cost, *, l1=(), overlap=None, num_gt=None
         None if overlap is None else overlap.preds.flatten(0, 1),
         None if overlap is None else overlap.targets,
         None if overlap is None else overlap.image_sizes,
+        None if extra is None else extra.flatten(0, 1),
         class_cost.kind == "softmax",
         class_cost.weight,
         class_cost.alpha,
         class_cost.gamma,
         class_cost.eps,
         0.0 if overlap is None else overlap.weight,
+        extra_weight,
         overlap is not None and overlap.iou_mode == "giou",
         replace_nonfinite,
     )
@@ -108,8 +123,9 @@ def check(arguments):
     ids=str,
 )
 @pytest.mark.parametrize("dims, overlap", [((8,), None), ((10,), None), ((4, 2), "giou"), ((4,), "iou"), ((), None)])
-def test_equals_the_sum_of_its_terms(class_cost, dims, overlap, dtype, device):
-    arguments = case(dims=dims, overlap=overlap, dtype=dtype, device=device)
+@pytest.mark.parametrize("extra", [False, True])
+def test_equals_the_sum_of_its_terms(class_cost, dims, overlap, extra, dtype, device):
+    arguments = case(dims=dims, overlap=overlap, extra=extra, dtype=dtype, device=device)
     cost = check({**arguments, "class_cost": class_cost})
     rows = torch.arange(cost.shape[-2], device=device) < arguments["num_gt"].unsqueeze(1)
     assert rows.any() and cost[:, rows].abs().sum() > 0 and (cost[:, ~rows] == 0).all()
@@ -125,6 +141,7 @@ def test_equals_the_sum_of_its_terms(class_cost, dims, overlap, dtype, device):
     dims=st.lists(st.integers(0, 13), max_size=4),
     factors=st.booleans(),
     overlap=st.sampled_from([None, "iou", "giou"]),
+    extra=st.booleans(),
     softmax=st.booleans(),
     double=st.booleans(),
     seed=st.integers(0, 9),
@@ -137,8 +154,9 @@ def test_shapes(layers, samples, num_gt, softmax, double, **arguments):
 
 @pytest.mark.parametrize("replace", [True, False])
 @pytest.mark.parametrize("overlap, dims", [(None, (8,)), ("giou", (4, 2)), ("iou", (4, 2))])
-def test_nonfinite_predictions_and_objects(overlap, dims, replace, device):
-    arguments = case(overlap=overlap, dims=dims, num_preds=200, num_gt=6, device=device)
+@pytest.mark.parametrize("extra", [False, True])
+def test_nonfinite_predictions_and_objects(overlap, dims, extra, replace, device):
+    arguments = case(overlap=overlap, dims=dims, extra=extra, num_preds=200, num_gt=6, device=device)
     arguments["num_gt"] = torch.tensor([6, 3, 5], device=device)
     arguments["cls_logits"][0, :, :5] = torch.tensor([NAN, INF, -INF, 1e30, -1e30], device=device).unsqueeze(1)
     arguments["l1"][0].preds[1, :, 10:13, 1] = torch.tensor([NAN, INF, -INF], device=device)
@@ -146,6 +164,8 @@ def test_nonfinite_predictions_and_objects(overlap, dims, replace, device):
     if overlap is not None:
         arguments["overlap"].preds[1, :, 20:23, 2] = torch.tensor([NAN, INF, -INF], device=device)
         arguments["overlap"].targets[2, 1, 3] = INF
+    if extra:
+        arguments["extra"][:, :, 2, 30:33] = torch.tensor([NAN, INF, -INF], device=device)
     cost = check({**arguments, "replace_nonfinite": replace})
     assert bool(cost.isfinite().all()) == replace
     if replace:
@@ -153,9 +173,10 @@ def test_nonfinite_predictions_and_objects(overlap, dims, replace, device):
 
 
 def test_filler_reaches_nothing(device):
-    arguments = case(overlap="giou", dims=(4, 2), device=device)
+    arguments = case(overlap="giou", dims=(4, 2), extra=True, device=device)
     arguments["num_gt"] = torch.tensor([2, 0, 5], device=device)
     before = match_cost(**arguments).cost
+    arguments["extra"][:, 0, 2:], arguments["extra"][:, 1] = NAN, -INF
     for term in [*arguments["l1"], arguments["overlap"]]:
         term.targets[0, 2:], term.targets[1] = NAN, INF
     arguments["labels"][0, 2:] = 10**12
@@ -248,6 +269,8 @@ def test_settings_change_the_result():
         {"overlap": OverlapTerm(boxes.preds, boxes.targets, boxes.image_sizes, 2.0, "iou")},
         {"overlap": OverlapTerm(boxes.preds, boxes.targets, boxes.image_sizes * 2, 2.0)},
         {"overlap": None},
+        {"extra": base["cls_logits"].new_ones(2, 3, 4, 70)},
+        {"extra": base["cls_logits"].new_ones(2, 3, 4, 70), "extra_weight": 0.5},
     ]
     results = [match_cost(**base).cost, *(match_cost(**{**base, **variant}).cost for variant in variants)]
     for i, first in enumerate(results):
@@ -311,6 +334,15 @@ def test_wrong_arguments():
     for weight in ({"l1": [L1Term(term.preds, term.targets, NAN)]}, {"class_cost": ClassCost(NAN)}):
         fails(ValueError, rf"{'l1.0.' if 'l1' in weight else 'class_cost'}.weight must be a number, got nan", **weight)
     fails(ValueError, "overlap.weight must be a number, got nan", overlap=OverlapTerm(*vars_of_overlap(boxes), NAN))
+    fails(ValueError, "extra_weight must be a number, got nan", extra_weight=NAN)
+    for shape in ((2, 3, 5, 69), (2, 3, 4, 70), (2, 3, 5, 1), ()):
+        found = rf"extra must be \[..., 5, 70\] like the costs, got \({', '.join(map(str, shape))}\)"
+        fails(ValueError, found, extra=torch.zeros(shape))
+    fails(
+        ValueError,
+        r"extra must have the leading dimensions \(2, 3\), got shape \(4, 3, 5, 70\)",
+        extra=torch.zeros(4, 3, 5, 70),
+    )
 
 
 @pytest.mark.parametrize(
@@ -325,10 +357,11 @@ def test_wrong_arguments():
         ("overlap", "preds"),
         ("overlap", "targets"),
         ("overlap", "image_sizes"),
+        ("extra", None),
     ],
 )
 def test_every_tensor_is_on_one_device(name, field):
-    good = case(dims=(8,), overlap="giou")
+    good = case(dims=(8,), overlap="giou", extra=True)
     value = good[name]
     if field is None:
         changed = value.to("meta")
@@ -358,8 +391,8 @@ def test_negative_weights_of_distances(replace, device):
 @pytest.mark.parametrize("overlap, dims", [("giou", (8, 2)), (None, (4,))])
 def test_vmap(overlap, dims):
     """Over batches with their own ground truth, over predictions alone, over factors, and over single samples."""
-    batches = [case(overlap=overlap, dims=dims, seed=seed) for seed in range(3)]
-    names = ("cls_logits", "labels", "num_gt")
+    batches = [case(overlap=overlap, dims=dims, extra=True, seed=seed) for seed in range(3)]
+    names = ("cls_logits", "labels", "num_gt", "extra")
 
     def tensors(batch):
         terms = [*batch["l1"], *([batch["overlap"]] if overlap else [])]
@@ -369,15 +402,15 @@ def test_vmap(overlap, dims):
         return (term.preds, term.targets, term.image_sizes if isinstance(term, OverlapTerm) else term.factors)
 
     def cost(*args):
-        terms = [args[i : i + 3] for i in range(3, len(args), 3)]
+        terms = [args[i : i + 3] for i in range(4, len(args), 3)]
         boxes = OverlapTerm(*terms.pop(), 2.0) if overlap else None
         l1 = [L1Term(preds, targets, 0.25, factors) for preds, targets, factors in terms]
-        found = match_cost(args[0], args[1], ClassCost(), l1=l1, overlap=boxes, num_gt=args[2])
+        found = match_cost(args[0], args[1], ClassCost(), l1=l1, overlap=boxes, extra=args[3], num_gt=args[2])
         return found.cost, found.minima
 
     stacked = [torch.stack(parts) for parts in zip(*map(tensors, batches), strict=True)]
     own = tensors(batches[0])
-    for mapped in (range(len(own)), (0,), (1, 2), (5,), (3, 5)):
+    for mapped in (range(len(own)), (0,), (1, 2), (3,), (6,), (4, 6)):
         in_dims = tuple(0 if i in mapped else None for i in range(len(own)))
         given = [stacked[i] if i in mapped else part for i, part in enumerate(own)]
         found = torch.vmap(cost, in_dims)(*given)
@@ -390,8 +423,8 @@ def test_vmap(overlap, dims):
     assert torch.equal(found, match_cost(own[0][0], own[1], ClassCost()).cost)
 
 
-def operator_arguments(dtype=torch.float32, overlap="giou"):
-    arguments = case(dims=(8, 2), overlap=overlap, dtype=dtype, num_preds=70)
+def operator_arguments(dtype=torch.float32, overlap="giou", extra=False):
+    arguments = case(dims=(8, 2), overlap=overlap, extra=extra, dtype=dtype, num_preds=70)
     l1, boxes = arguments["l1"], arguments["overlap"]
     return (
         arguments["cls_logits"].flatten(0, 1),
@@ -404,14 +437,15 @@ def operator_arguments(dtype=torch.float32, overlap="giou"):
         boxes.preds.flatten(0, 1) if boxes else None,
         boxes.targets if boxes else None,
         boxes.image_sizes.contiguous() if boxes else None,
-        False, 2.0, 0.25, 2.0, 1e-12, 2.0, True, True,
+        arguments["extra"].flatten(0, 1) if extra else None,
+        False, 2.0, 0.25, 2.0, 1e-12, 2.0, 1.0, True, True,
     )  # fmt: skip
 
 
 @needs_operator
-@pytest.mark.parametrize("overlap", [None, "giou"])
-def test_operator_is_complete(overlap):
-    torch.library.opcheck(torch.ops.raggedbev.match_cost.default, operator_arguments(overlap=overlap))
+@pytest.mark.parametrize("overlap, extra", [(None, False), ("giou", False), (None, True)])
+def test_operator_is_complete(overlap, extra):
+    torch.library.opcheck(torch.ops.raggedbev.match_cost.default, operator_arguments(overlap=overlap, extra=extra))
 
 
 def test_compiles_without_a_break():
@@ -441,7 +475,9 @@ for dtype in (torch.float32, torch.float64):
     for dims, overlap in [((8,), None), ((10, 3), None), ((4, 2), "giou"), ((4,), "iou"), ((), None)]:
         for preds in (1, 64, 130, 300):
             for cls in (ClassCost(), ClassCost(gamma=1.5), ClassCost(1.0, "softmax")):
-                arguments = test_fused.case(num_gt=11, num_preds=preds, dims=dims, overlap=overlap, dtype=dtype)
+                arguments = test_fused.case(
+                    num_gt=11, num_preds=preds, dims=dims, overlap=overlap, extra=preds > 64, dtype=dtype
+                )
                 arguments["cls_logits"][0, 0, 0], arguments["cls_logits"][1] = float("nan"), float("inf")
                 for replace in (True, False):
                     result = test_fused.match_cost(**{{**arguments, "class_cost": cls, "replace_nonfinite": replace}})

@@ -122,7 +122,7 @@ def test_solvers_agree(matcher):
 
 @every_matcher
 def test_minima_of_one_pass_go_to_the_solver(matcher, monkeypatch):
-    """Only there are they those of the costs: terms that are added afterwards change the costs."""
+    """Masks and 3D overlaps included: they are added in that pass."""
     solved = []
     for module in (hungarian, matchers):
         solve = module.linear_assignment
@@ -134,10 +134,7 @@ def test_minima_of_one_pass_go_to_the_solver(matcher, monkeypatch):
     call(matcher, [part[2] for part in preds], boxes.split()[2], labels.split()[2])
     assert [cost.dim() for cost, _ in solved] == [3, 2]
     for cost, given in solved:
-        if matcher in (MATCHERS[2], MATCHERS[4]):
-            assert given.get("minima") is None
-        else:
-            assert torch.equal(given["minima"], block_minima(cost))
+        assert torch.equal(given["minima"], block_minima(cost))
 
 
 @pytest.mark.skipif(not _extension.COMPILED, reason="SciPy's solver copies to the host and back")

@@ -79,6 +79,8 @@ def match_cost(
     *,
     l1: Sequence[L1Term] = (),
     overlap: OverlapTerm | None = None,
+    extra: Tensor | None = None,
+    extra_weight: float = 1.0,
     num_gt: Tensor | None = None,
     replace_nonfinite: bool = True,
 ) -> MatchCost:
@@ -93,6 +95,8 @@ def match_cost(
         class_cost: the classification cost.
         l1: at most four distances, which are added. A negative weight takes the slower path of plain torch.
         overlap: an overlap, which is subtracted.
+        extra: [..., G, P] the cost of other terms, which is added; filler rows are not looked at.
+        extra_weight: factor of `extra`.
         num_gt: [...] integer, objects per sample; rows beyond are filler. None: G.
         replace_nonfinite: NaN and +inf become 100 and -inf becomes -100, as StreamPETR's matching has it.
 
@@ -107,7 +111,7 @@ def match_cost(
             "cls_logits must be [..., P, C] and labels [..., G], "
             f"got {tuple(cls_logits.shape)} and {tuple(labels.shape)}"
         )
-    dtype = _common_type([cls_logits, *(term.preds for term in l1)])
+    dtype = _common_type([cls_logits, *(term.preds for term in l1), *([] if extra is None else [extra])])
     lead = cls_logits.shape[:-2]
     gt_lead = labels.shape[:-1]
     if gt_lead != lead[len(lead) - len(gt_lead) :]:  # not simply shared: one copy for each problem
@@ -145,10 +149,14 @@ def match_cost(
         boxes = fold_data("overlap.preds", overlap.preds, lead)
         gt_boxes = fold_data("overlap.targets", overlap.targets, gt_lead)
         sizes = fold_data("overlap.image_sizes", overlap.image_sizes, gt_lead, 1)
+    if extra is not None and extra.shape[-2:] != (labels.shape[-1], cls_logits.shape[-2]):
+        raise ValueError(
+            f"extra must be [..., {labels.shape[-1]}, {cls_logits.shape[-2]}] like the costs, got {tuple(extra.shape)}"
+        )
     for i, term in enumerate(l1):
         if term.factors is not None:
             check_device(f"l1[{i}].factors", term.factors)
-    _check_weights(class_cost, l1, overlap)
+    _check_weights(class_cost, l1, overlap, extra_weight)
     is_negative = any(term.weight < 0 for term in l1)
     cost, minima = (_match_cost_with_torch if is_negative else _match_cost)(
         fold_data("cls_logits", cls_logits, lead),
@@ -161,12 +169,14 @@ def match_cost(
         boxes,
         gt_boxes,
         sizes,
+        None if extra is None else fold_data("extra", extra, lead),
         class_cost.kind == "softmax",
         float(class_cost.weight),
         float(class_cost.alpha),
         float(class_cost.gamma),
         float(class_cost.eps),
         0.0 if overlap is None else float(overlap.weight),
+        float(extra_weight),
         overlap is not None and overlap.iou_mode == "giou",
         replace_nonfinite,
     )
@@ -175,14 +185,17 @@ def match_cost(
     return MatchCost(cost, minima)
 
 
-def _check_weights(class_cost: ClassCost, l1: Sequence[L1Term], overlap: OverlapTerm | None) -> None:
+def _check_weights(
+    class_cost: ClassCost, l1: Sequence[L1Term], overlap: OverlapTerm | None, extra_weight: float
+) -> None:
     """ValueError for a weight that is NaN: all costs would be."""
-    weights = {"class_cost": class_cost.weight} | {f"l1[{i}]": term.weight for i, term in enumerate(l1)}
+    weights = {"class_cost.weight": class_cost.weight, "extra_weight": extra_weight}
+    weights |= {f"l1[{i}].weight": term.weight for i, term in enumerate(l1)}
     if overlap is not None:
-        weights["overlap"] = overlap.weight
+        weights["overlap.weight"] = overlap.weight
     for name, weight in weights.items():
         if weight != weight:
-            raise ValueError(f"{name}.weight must be a number, got {weight}")
+            raise ValueError(f"{name} must be a number, got {weight}")
 
 
 def _common_lead(lead: torch.Size, gt_lead: torch.Size) -> torch.Size:
@@ -219,12 +232,14 @@ def _match_cost_with_torch(
     boxes: Tensor | None,
     gt_boxes: Tensor | None,
     sizes: Tensor | None,
+    extra: Tensor | None,
     softmax: bool,
     class_weight: float,
     alpha: float,
     gamma: float,
     eps: float,
     overlap_weight: float,
+    extra_weight: float,
     giou: bool,
     finite: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -245,6 +260,8 @@ def _match_cost_with_torch(
     if boxes is not None and gt_boxes is not None and sizes is not None:
         pixels = costs.cxcywh_to_xyxy(by_layer(boxes)) * torch.cat([sizes, sizes], dim=-1).unsqueeze(1)
         total += costs.iou_cost(pixels, gt_boxes, weight=overlap_weight, iou_mode="giou" if giou else "iou")
+    if extra is not None:
+        total += by_layer(extra) * extra_weight
     if finite:
         costs.replace_nonfinite_(total)
     rows = torch.arange(labels.shape[1], device=labels.device)
@@ -287,13 +304,15 @@ def _mapped_match_cost(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callab
                 factor = first(factors[i], dim)[:, None, None]
                 preds[i], gt[i], factors[i] = preds[i] * factor, gt[i] * factor, None
             preds[i], gt[i] = of_problems(preds[i]), gt[i].flatten(0, 1)
-        boxes, gt_boxes, sizes = args[7:10]
+        boxes, gt_boxes, sizes, extra = args[7:11]
         if boxes is not None:
             boxes = of_problems(first(boxes, in_dims[7]))
             gt_boxes, sizes = of_samples(gt_boxes, in_dims[8]), of_samples(sizes, in_dims[9])
+        if extra is not None:
+            extra = of_problems(first(extra, in_dims[10]))
         found = operator(
             of_problems(logits), labels.flatten(0, 1), of_samples(args[2], in_dims[2]), preds, gt, factors, args[6],
-            boxes, gt_boxes, sizes, *args[10:],
+            boxes, gt_boxes, sizes, extra, *args[11:],
         )  # fmt: skip
         cost, minima = (
             part.reshape(layers, info.batch_size, samples, *part.shape[1:]).transpose(0, 1).flatten(1, 2)

@@ -88,23 +88,22 @@ class TermMatcher:
         """Match costs [..., G, P], and their minima where they come from one pass."""
         inputs = inputs.widened()
         class_term, distances, overlap, others = self._split()
-        total: list[Tensor] = []
-        minima: Tensor | None = None
-        if class_term is not None:
-            logits, labels = inputs.get(class_term, *class_term.reads)
-            fused = match_cost(
-                logits,
-                labels,
-                class_term.cost,
-                l1=[L1Term(*term.coded(inputs), term.weight) for term in distances],
-                overlap=None if overlap is None else _overlap_in_pixels(overlap, inputs),
-                num_gt=num_gt,
-                replace_nonfinite=False,
-            )
-            total.append(fused.cost)
-            minima = None if others else fused.minima
-        total += [term(inputs) for term in others]
-        return functools.reduce(torch.add, total), minima
+        extra = functools.reduce(torch.add, [term(inputs) for term in others]) if others else None
+        if class_term is None:
+            assert extra is not None  # there is a term
+            return extra, None
+        logits, labels = inputs.get(class_term, *class_term.reads)
+        fused = match_cost(
+            logits,
+            labels,
+            class_term.cost,
+            l1=[L1Term(*term.coded(inputs), term.weight) for term in distances],
+            overlap=None if overlap is None else _overlap_in_pixels(overlap, inputs),
+            extra=extra,
+            num_gt=num_gt,
+            replace_nonfinite=False,
+        )
+        return fused.cost, fused.minima
 
     def cost(self, inputs: MatchInputs, num_gt: Tensor | None = None) -> Tensor:
         """Match costs [..., G, P]; with `num_gt` [...], rows beyond are filler."""
@@ -266,19 +265,41 @@ class TransFusionMatcher3D:
             pc_range: lowest x, y, z and highest x, y, z (m), host numbers.
             num_gt: [...] objects per sample; none: G.
         """
+        cost, overlaps = self._cost_and_overlaps(cls_logits, boxes, gt_boxes, gt_labels, pc_range, num_gt)
+        return cost.cost, overlaps
+
+    @torch.no_grad()
+    def _cost_and_overlaps(
+        self,
+        cls_logits: Tensor,
+        boxes: Tensor,
+        gt_boxes: Tensor,
+        gt_labels: Tensor,
+        pc_range: Sequence[float],
+        num_gt: Tensor | None,
+    ) -> tuple[MatchCost, Tensor]:
         boxes = widened(boxes)
         gt_boxes = gt_boxes.to(boxes.dtype)
         overlaps = box3d_iou(boxes, gt_boxes, z_origin="bottom")
         l1 = L1Term(centers_in_range(boxes, pc_range), centers_in_range(gt_boxes, pc_range), self.reg_weight)
-        cost = match_cost(cls_logits, gt_labels, self.cls_cost, l1=[l1], num_gt=num_gt, replace_nonfinite=False).cost
-        return cost - overlaps * self.iou_weight, overlaps
+        cost = match_cost(
+            cls_logits,
+            gt_labels,
+            self.cls_cost,
+            l1=[l1],
+            extra=overlaps,
+            extra_weight=-self.iou_weight,
+            num_gt=num_gt,
+            replace_nonfinite=False,
+        )
+        return cost, overlaps
 
     def match(
         self, cls_logits: Tensor, boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, pc_range: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
         """Object of each prediction of one sample [P] int64, -1 for background, and `max_overlaps` [P]."""
-        cost, overlaps = self.cost_and_overlaps(cls_logits, boxes, gt_boxes, gt_labels, pc_range)
-        gt_of_pred = linear_assignment(cost, solver=self.solver, check=True).gt_of_pred
+        cost, overlaps = self._cost_and_overlaps(cls_logits, boxes, gt_boxes, gt_labels, pc_range, None)
+        gt_of_pred = linear_assignment(cost.cost, solver=self.solver, check=True, minima=cost.minima).gt_of_pred
         return gt_of_pred, _overlaps_of_pairs(overlaps, gt_of_pred)
 
     def assign_batch(
@@ -291,11 +312,11 @@ class TransFusionMatcher3D:
     ) -> OverlapAssignment:
         """Assignment of every leading index and sample; arguments as in `cost_and_overlaps`, ground truth [B, G, .]."""
         with stage("cost"):
-            cost, overlaps = self.cost_and_overlaps(
+            cost, overlaps = self._cost_and_overlaps(
                 cls_logits, boxes, gt_boxes.tensor, gt_labels.tensor, pc_range, gt_boxes.sample_sizes
             )
         with stage("matching"):
-            found = linear_assignment(cost, gt_boxes.sample_sizes, solver=self.solver)
+            found = linear_assignment(cost.cost, gt_boxes.sample_sizes, solver=self.solver, minima=cost.minima)
         return OverlapAssignment(
             found.pred_of_gt,
             found.gt_of_pred,
