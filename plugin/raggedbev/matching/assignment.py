@@ -7,7 +7,7 @@ the costs, without a host read; where it is not compiled, SciPy takes all proble
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def index_pairs(pred_of_gt: Tensor, gt_of_pred: Tensor) -> IndexPairs:
     """Ragged indices of the pairs in pred_of_gt [..., G] and gt_of_pred [..., P], which name the same ones."""
     room = min(pred_of_gt.shape[-1], gt_of_pred.shape[-1])
     gt_index = get_indices_from_mask(pred_of_gt >= 0, max_num=room)
-    return IndexPairs(gt_index, batched_indexing_access(pred_of_gt, gt_index))
+    return IndexPairs(gt_index, cast(RaggedBatch, batched_indexing_access(pred_of_gt, gt_index)))
 
 
 class LinearAssignment(NamedTuple):
