@@ -278,6 +278,24 @@ RAGGEDBEV_INLINE TwoSmallest reduced_costs_of(const T* cost, const double* dual,
   return {best.value, smallest_lane(second[0]), best.at};
 }
 
+// Where nothing was written, nothing is computed with: it may be slow.
+RAGGEDBEV_INLINE void lower_settled_by(double* dual, const double* barrier, const double* settled, double length,
+                                       int count) {
+  const Vector<double> lengths = Vector<double>{} + length;
+  Vector<int64_t> column;
+  for (int lane = 0; lane < VectorOf<double>::kSize; ++lane) column[lane] = lane;
+  for (int k = 0; k < count; k += VectorOf<double>::kSize, column += VectorOf<double>::kSize) {
+    Vector<double> duals, barriers, own;
+    load(dual + k, duals);
+    load(barrier + k, barriers);
+    load(settled + k, own);
+    const auto is_settled = (barriers == -infinity<double>()) & (column < count);
+    own = is_settled ? own : lengths;
+    duals += own - lengths;
+    store<double>(duals, dual + k);
+  }
+}
+
 template <typename T>
 RAGGEDBEV_INLINE Smallest<double> relax_by(const T* cost, const double* barrier, double base, double* length,
                                            int64_t* from, int64_t row, int count) {
@@ -358,6 +376,10 @@ RAGGEDBEV_INLINE void clamp_by(const T* cost, const Clamped<T>& access, int64_t 
   }
 RAGGEDBEV_LOOPS(float)
 RAGGEDBEV_LOOPS(double)
+RAGGEDBEV_SIMD void lower_settled(double* dual, const double* barrier, const double* settled, double length,
+                                  int count) {
+  lower_settled_by(dual, barrier, settled, length, count);
+}
 #undef RAGGEDBEV_LOOPS
 
 constexpr size_t kKeptBytes = size_t{64} << 20;
@@ -382,10 +404,22 @@ class Arena {
 // The loops of LaneOps as SIMD. Clamped costs are written down, and then read as they are.
 class SimdOps : public LaneOps<HostGroup> {
  public:
+  static constexpr bool kLooksAhead = false;
+
   explicit SimdOps(Arena& clamped) : LaneOps(HostGroup()), clamped_(clamped) {}
 
   template <typename Function>
   void once(Function function) const {
+    function();
+  }
+
+  template <typename Function>
+  void note(Function function) const {
+    function();
+  }
+
+  template <typename Function>
+  void for_owner(int, Function function) const {
     function();
   }
 
@@ -461,6 +495,10 @@ class SimdOps : public LaneOps<HostGroup> {
     const auto whole = Workspace<double>::whole(count);
     std::fill(length, length + whole, infinity<double>());
     std::fill(std::copy(dual, dual + count, barrier), barrier + whole, -infinity<double>());
+  }
+
+  void lower_settled(double* dual, const double* barrier, const double* settled, double length, int count) const {
+    matching::lower_settled(dual, barrier, settled, length, count);
   }
 
   template <typename Value>

@@ -12,6 +12,9 @@ namespace raggedbev::matching {
 template <typename Group>
 class LaneOps {
  public:
+  // Whether all rows of matched columns are looked at before a search, side by side, or each when its turn comes.
+  static constexpr bool kLooksAhead = true;
+
   RAGGEDBEV_HOST_DEVICE explicit LaneOps(const Group& group) : group_(group) {}
 
   // Writes that all lanes see afterwards, and none before.
@@ -22,6 +25,22 @@ class LaneOps {
       if (lane == 0) function();
     });
     group_.sync();
+  }
+
+  // Writes that all lanes see after the next sync, of what none has read since the last.
+  template <typename Function>
+  RAGGEDBEV_KERNEL void note(Function function) const {
+    group_.each([&](int lane) {
+      if (lane == 0) function();
+    });
+  }
+
+  // Writes to column k of arrays of which every lane reads its own columns only.
+  template <typename Function>
+  RAGGEDBEV_KERNEL void for_owner(int k, Function function) const {
+    group_.each([&](int lane) {
+      if (lane == k % kLanes) function();
+    });
   }
 
   template <typename T>
@@ -147,17 +166,32 @@ class LaneOps {
     });
   }
 
-  // Shortens lengths by way of `row`; the smallest.
+  // Shortens lengths by way of `row`; the smallest. No lane writes what another reads.
   template <typename Value>
   RAGGEDBEV_KERNEL Smallest<double> relax(const Value* cost, const double* barrier, double base, double* length,
                                           int64_t* from, int row, int count) const {
-    return smallest_of<double>(count, [&](int k) {
-      const double by_row = base + (static_cast<double>(cost[k]) - barrier[k]);
-      if (by_row < length[k]) {
-        length[k] = by_row;
-        from[k] = row;
+    typename Group::template PerLane<double> lowest;
+    typename Group::template PerLane<int32_t> at;
+    start_smallest(lowest, at);
+    group_.each([&](int lane) {
+      for (int k = lane; k < count; k += kLanes) {
+        double here = length[k];
+        const double by_row = base + (static_cast<double>(cost[k]) - barrier[k]);
+        if (by_row < here) {
+          length[k] = here = by_row;
+          from[k] = row;
+        }
+        keep_smaller(here, k, lowest[lane], at[lane]);
       }
-      return length[k];
+    });
+    return first_smallest(lowest, at);
+  }
+
+  // dual += settled - length in the columns that are settled.
+  RAGGEDBEV_KERNEL void lower_settled(double* dual, const double* barrier, const double* settled, double length,
+                                      int count) const {
+    each_column(count, [&](int, int k) {
+      if (barrier[k] == -infinity<double>()) dual[k] += settled[k] - length;
     });
   }
 
@@ -214,18 +248,24 @@ class LaneOps {
   RAGGEDBEV_KERNEL Smallest<T> smallest_of(int count, Function value) const {
     typename Group::template PerLane<T> lowest;
     typename Group::template PerLane<int32_t> at;
+    start_smallest(lowest, at);
+    each_column(count, [&](int lane, int j) { keep_smaller(value(j), j, lowest[lane], at[lane]); });
+    return first_smallest(lowest, at);
+  }
+
+  template <typename T>
+  RAGGEDBEV_KERNEL void start_smallest(typename Group::template PerLane<T>& lowest,
+                                       typename Group::template PerLane<int32_t>& at) const {
     group_.each([&](int lane) {
       lowest[lane] = infinity<T>();
       at[lane] = 0;
     });
-    each_column(count, [&](int lane, int j) {
-      const T here = value(j);
-      if (here < lowest[lane]) {
-        lowest[lane] = here;
-        at[lane] = j;
-      }
-    });
-    return first_smallest(lowest, at);
+  }
+
+  template <typename T>
+  RAGGEDBEV_KERNEL static void keep_smaller(T value, int j, T& lowest, int32_t& at) {
+    at = value < lowest ? j : at;
+    lowest = value < lowest ? value : lowest;
   }
 
   // Of each lane's smallest and where it is; `at` is used up.

@@ -45,6 +45,11 @@ RAGGEDBEV_HOST_DEVICE inline T infinity() {
 }
 
 template <typename T>
+RAGGEDBEV_HOST_DEVICE inline T not_a_number() {
+  return infinity<T>() - infinity<T>();
+}
+
+template <typename T>
 RAGGEDBEV_HOST_DEVICE inline bool is_finite(T cost) {
   return cost - cost == 0;
 }
@@ -130,7 +135,9 @@ struct Workspace {
   double* length;           // [R] path length of the columns that are not settled, inf for those that are
   double* settled;          // [R] path length of the columns that are
   double* dual;             // [R] of the matched columns
+  double* own;              // [R] their costs to their rows
   double* barrier;          // [R] dual, -inf for settled columns
+  Value* candidate;         // [R] smallest free cost of the row that has the column, NaN if it must be looked for
   int64_t* from;            // [R] row that a column was reached from
   Candidate<Value>* free;   // [R, kKept] the smallest free columns when they were looked for, in order
   int32_t* num_free;        // [R] how many of them are known
@@ -146,7 +153,6 @@ struct Workspace {
   int32_t* open;            // [R] rows without a column
   int32_t* later;           // [R]
   int32_t* visited;         // [R]
-  int32_t* done;            // [R] settled columns k
   bool* invalid;            // [R] whether the row has a NaN or -inf
 
   RAGGEDBEV_HOST_DEVICE static int64_t whole(int64_t count) { return (count + kVector - 1) / kVector * kVector; }
@@ -167,10 +173,11 @@ struct Workspace {
     };
     take(bound, rows * num_blocks(cols) + kVector), take(invalid, rows);  // these outlive a kernel
     fast = true;
-    take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows);
-    take(from, rows), take(free, rows * kKept), take(num_free, rows), take(first_free, rows), take(found, kMostFound);
+    take(length, rows), take(settled, rows), take(dual, rows), take(barrier, rows), take(from, rows);
+    take(own, rows), take(candidate, rows), take(free, rows * kKept), take(num_free, rows), take(first_free, rows);
+    take(found, kMostFound);
     take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
-    take(open, rows), take(later, rows), take(visited, rows), take(done, rows);
+    take(open, rows), take(later, rows), take(visited, rows);
     take(matched, rows * whole(rows)), take(taken, cols);
     return used;
   }
@@ -227,7 +234,7 @@ class Search {
 
   RAGGEDBEV_KERNEL double dual_of_row(int row) const {
     const int k = w_.place[row];
-    return k < 0 ? 0 : static_cast<double>(access_(cost_row(row)[w_.column[k]])) - w_.dual[k];
+    return k < 0 ? 0 : w_.own[k] - w_.dual[k];
   }
 
  private:
@@ -255,7 +262,7 @@ class Search {
       }
       smallest = ops_.smallest(bound, num_blocks());
     }
-    lowest = invalid ? infinity<Value>() - infinity<Value>() : smallest.value;
+    lowest = invalid ? not_a_number<Value>() : smallest.value;
     if (invalid) return candidate(smallest);
     if (!scans_rows()) return smallest_free_by_bounds(i, smallest);
     if (has_bounds) smallest = smallest_in_block(i, smallest.at);
@@ -276,15 +283,16 @@ class Search {
       ++num_open_;
     } else {
       note_length(best.value);
-      match_free_column(i, best.col);
+      match_free_column(i, best);
     }
   }
 
-  RAGGEDBEV_KERNEL void match_free_column(int i, int col) {
+  RAGGEDBEV_KERNEL void match_free_column(int i, const Candidate<Value>& free) {
     const int k = num_matched_++;
     ops_.once([&] {
-      w_.taken[col] = infinity<Value>();
-      w_.column[k] = col;
+      w_.taken[free.col] = infinity<Value>();
+      w_.column[k] = free.col;
+      w_.own[k] = free.value;
       w_.row[k] = i;
       w_.dual[k] = 0;
       w_.place[i] = k;
@@ -343,38 +351,49 @@ class Search {
     w_.num_free[i] = 1;
   }
 
-  // The row's smallest free column: the first of those known that is not taken, or it is looked for again; `few`: and
-  // the next ones with it, for a row that will be asked again and again.
-  RAGGEDBEV_KERNEL Candidate<Value> free_candidate(int i, bool few) {
+  RAGGEDBEV_KERNEL const Candidate<Value>& known_candidate(int i) const { return free_of(i)[w_.first_free[i]]; }
+
+  // A write: passes over those known free columns of the row that are taken. False: all are.
+  RAGGEDBEV_KERNEL bool skip_taken(int i) const {
     const Candidate<Value>* const known = free_of(i);
     const int begin = w_.first_free[i], end = w_.num_free[i];
     int at = begin;
     while (at < end && known[at].col >= 0 && is_taken(known[at].col)) ++at;
-    if (at == begin) return known[at];
-    if (at < end) {
-      ops_.once([&] { w_.first_free[i] = at; });
-    } else if (!scans_rows()) {
-      const Candidate<Value> next = next_free_by_bounds(i, known[at - 1].col / kBlock);
-      ops_.once([&] { keep_one_free(i, next); });
-    } else if (few) {
+    if (at > begin) w_.first_free[i] = at;
+    return at < end;
+  }
+
+  // The row's smallest free cost; NaN if it is not known, or not all costs of the matched columns are.
+  RAGGEDBEV_KERNEL Value ready_candidate(int i) const {
+    return skip_taken(i) && w_.gathered[i] == num_matched_ ? known_candidate(i).value : not_a_number<Value>();
+  }
+
+  // The row's smallest free column: the first of those known, or it is looked for again; `few`: and the next ones with
+  // it, for a row that will be asked again and again.
+  RAGGEDBEV_KERNEL Candidate<Value> free_candidate(int i, bool few) {
+    ops_.once([&] { skip_taken(i); });
+    const int end = w_.num_free[i];
+    if (w_.first_free[i] < end) return known_candidate(i);
+    if (few && scans_rows()) {
       const int num = ops_.few_smallest_free(access_, cost_row(i), w_.taken, num_cols_, free_of(i), w_.found);
       ops_.once([&] {
         w_.first_free[i] = 0;
         w_.num_free[i] = num;
       });
     } else {
-      const Candidate<Value> next = smallest_free(i);
+      const Candidate<Value> next =
+          scans_rows() ? smallest_free(i) : next_free_by_bounds(i, free_of(i)[end - 1].col / kBlock);
       ops_.once([&] { keep_one_free(i, next); });
     }
-    return free_of(i)[w_.first_free[i]];
+    return known_candidate(i);
   }
 
-  // The one that it was at last.
-  RAGGEDBEV_KERNEL int candidate_column(int i) const { return free_of(i)[w_.first_free[i]].col; }
+  // Costs of the matched columns in row i, as far as they were gathered.
+  RAGGEDBEV_KERNEL Value* matched_costs(int i) const { return w_.matched + i * Workspace<Value>::whole(num_rows_); }
 
-  // Costs of the matched columns in row i.
-  RAGGEDBEV_KERNEL const Value* matched_costs(int i) {
-    Value* costs = w_.matched + i * Workspace<Value>::whole(num_rows_);
+  // The same, all of them.
+  RAGGEDBEV_KERNEL const Value* gathered_costs(int i) {
+    Value* const costs = matched_costs(i);
     const int known = w_.gathered[i];
     if (known < num_matched_) {
       ops_.gather(access_, cost_row(i), w_.column, costs, known, num_matched_);
@@ -405,12 +424,13 @@ class Search {
 
   // Sets i to the row that is open now, -1 for none; false: nothing was gained.
   RAGGEDBEV_KERNEL bool reduce_row(int& i) {
-    const TwoSmallest matched = ops_.reduced_costs(matched_costs(i), w_.dual, w_.length, num_matched_);
+    const Value* const costs = gathered_costs(i);
+    const TwoSmallest matched = ops_.reduced_costs(costs, w_.dual, w_.length, num_matched_);
     const Candidate<Value> free = free_candidate(i, false);
     const double best = matched.value;
     if (free.col >= 0 && free.value <= best) {
       note_length(free.value);
-      match_free_column(i, free.col);
+      match_free_column(i, free);
       i = -1;
       return true;
     }
@@ -421,6 +441,7 @@ class Search {
     note_length(best);
     ops_.once([&] {
       w_.dual[k] -= second - best;
+      w_.own[k] = costs[k];
       w_.row[k] = i;
       w_.place[i] = k;
       w_.place[before] = -1;
@@ -429,36 +450,43 @@ class Search {
     return true;
   }
 
-  // Shortest augmenting path from an open row; false: it reaches no free column.
+  // Shortest augmenting path from an open row; false: it reaches no free column. A step waits for no other lane but to
+  // find the nearest column: each lane has columns of its own, and what is noted is read afterwards.
   RAGGEDBEV_KERNEL bool augment(int source) {
     const int count = num_matched_;
     ops_.start_search(w_.length, w_.barrier, w_.dual, count);
-    Smallest<double> nearest{0, -1}, best_free{infinity<double>(), -1};
-    int num_visited = 0;
-    for (int i = source;;) {
-      const Value* const costs = matched_costs(i);
-      const double base =
-          nearest.at < 0 ? 0 : nearest.value - (static_cast<double>(costs[nearest.at]) - w_.dual[nearest.at]);
-      const double free = base + free_candidate(i, true).value;
+    if (Ops::kLooksAhead) {
+      ops_.each_column(count, [&](int, int k) { w_.candidate[k] = ready_candidate(w_.row[k]); });
+    }
+    Smallest<double> best_free{infinity<double>(), -1};
+    int i = source, num_visited = 0;
+    double base = 0;
+    Value candidate = not_a_number<Value>();
+    for (;;) {
+      if (candidate != candidate) {
+        gathered_costs(i);
+        candidate = free_candidate(i, true).value;
+      }
+      const double free = base + candidate;
       if (free < best_free.value) best_free = {free, num_visited};
-      nearest = ops_.relax(costs, w_.barrier, base, w_.length, w_.from, i, count);
-      ops_.once([&] { w_.visited[num_visited] = i; });
+      const Smallest<double> nearest = ops_.relax(matched_costs(i), w_.barrier, base, w_.length, w_.from, i, count);
+      ops_.note([&] { w_.visited[num_visited] = i; });
       ++num_visited;
       if (best_free.value < infinity<double>() && best_free.value <= nearest.value) break;
       if (!(nearest.value < infinity<double>())) return false;
-      i = w_.row[nearest.at];
-      ops_.once([&] {
-        w_.settled[nearest.at] = nearest.value;
-        w_.length[nearest.at] = infinity<double>();
-        w_.barrier[nearest.at] = -infinity<double>();
-        w_.done[num_visited - 1] = nearest.at;
+      const int k = nearest.at;
+      ops_.for_owner(k, [&] {
+        w_.settled[k] = nearest.value;
+        w_.length[k] = infinity<double>();
+        w_.barrier[k] = -infinity<double>();
       });
+      i = w_.row[k];
+      base = nearest.value - (w_.own[k] - w_.dual[k]);
+      candidate = Ops::kLooksAhead ? w_.candidate[k] : ready_candidate(i);
     }
     note_length(best_free.value);
-    ops_.once([&] {
-      for (int d = 0; d < num_visited - 1; ++d) w_.dual[w_.done[d]] += w_.settled[w_.done[d]] - best_free.value;
-      flip_path(source, w_.visited[best_free.at]);
-    });
+    ops_.lower_settled(w_.dual, w_.barrier, w_.settled, best_free.value, count);
+    ops_.once([&] { flip_path(source, w_.visited[best_free.at]); });
     ++num_matched_;
     extend_matched_costs(num_visited);
     return true;
@@ -469,18 +497,19 @@ class Search {
     const int k = num_matched_ - 1, col = w_.column[k];
     ops_.each_column(num_visited, [&](int, int r) {
       const int i = w_.visited[r];
-      w_.matched[i * Workspace<Value>::whole(num_rows_) + k] = access_(cost_row(i)[col]);
+      matched_costs(i)[k] = access_(cost_row(i)[col]);
       w_.gathered[i] = num_matched_;
     });
   }
 
   // The candidate of `row` becomes a matched column, and every row on the path back to `source` moves on by one.
   RAGGEDBEV_KERNEL void flip_path(int source, int row) {
-    const int col = candidate_column(row);
+    const Candidate<Value> free = known_candidate(row);
     int k = num_matched_;
-    w_.taken[col] = infinity<Value>();
-    w_.column[k] = col;
+    w_.taken[free.col] = infinity<Value>();
+    w_.column[k] = free.col;
     w_.dual[k] = 0;
+    w_.own[k] = free.value;
     for (;;) {
       const int before = w_.place[row];
       w_.place[row] = k;
@@ -488,6 +517,7 @@ class Search {
       if (row == source) return;
       k = before;
       row = static_cast<int>(w_.from[k]);
+      w_.own[k] = matched_costs(row)[k];
     }
   }
 
