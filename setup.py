@@ -81,10 +81,12 @@ def extension_arguments() -> dict[str, object]:
 
     # The OpenMP run time is the one that torch has loaded, hence a compiler flag and nothing to link.
     openmp = ["-fopenmp"] if "parallel backend: OpenMP" in torch.__config__.parallel_info() else []
-    own_flags = "CFLAGS" in os.environ or "CXXFLAGS" in os.environ  # a debug or sanitizer build, say
+    given = f"{os.environ.get('CFLAGS', '')} {os.environ.get('CXXFLAGS', '')}".split()  # a sanitizer build's, say
+    optimization = [] if any(flag.startswith("-O") for flag in given) else ["-O3"]
+    debugging = [] if any(flag.startswith("-g") for flag in given) else ["-g0"]
     # Nobody reads floating-point exceptions or errno, and without them more loops become SIMD.
     simd = ["-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno"]
-    cxx_flags = ["-Wall", *simd, *openmp, *([] if own_flags else ["-O3", "-g0"])]
+    cxx_flags = ["-Wall", *simd, *openmp, *optimization, *debugging]
     cuda = with_cuda()
     extension = (CUDAExtension if cuda else CppExtension)(
         name="raggedbev._C",
