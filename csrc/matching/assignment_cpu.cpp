@@ -405,6 +405,7 @@ class Arena {
 class SimdOps : public LaneOps<HostGroup> {
  public:
   static constexpr bool kLooksAhead = false;
+  static constexpr int kNarrow = 192;
 
   explicit SimdOps(Arena& clamped) : LaneOps(HostGroup()), clamped_(clamped) {}
 

@@ -15,6 +15,9 @@ class LaneOps {
   // Whether all rows of matched columns are looked at before a search, side by side, or each when its turn comes.
   static constexpr bool kLooksAhead = true;
 
+  // Columns of a row that is looked at again sooner than several of them are remembered.
+  static constexpr int kNarrow = 0;
+
   RAGGEDBEV_HOST_DEVICE explicit LaneOps(const Group& group) : group_(group) {}
 
   // Writes that all lanes see afterwards, and none before.

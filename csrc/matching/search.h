@@ -374,7 +374,7 @@ class Search {
     ops_.once([&] { skip_taken(i); });
     const int end = w_.num_free[i];
     if (w_.first_free[i] < end) return known_candidate(i);
-    if (few && scans_rows()) {
+    if (few && scans_rows() && num_cols_ > Ops::kNarrow) {
       const int num = ops_.few_smallest_free(access_, cost_row(i), w_.taken, num_cols_, free_of(i), w_.found);
       ops_.once([&] {
         w_.first_free[i] = 0;
