@@ -2,8 +2,9 @@
 //
 // Jonker and Volgenant 1987, for problems in which most columns stay free: a column without a row has dual value 0, so
 // that all of them act as one virtual node. Per row only the smallest free column counts, its candidate. It is found by
-// lower bounds per block of columns, or in a look at the row where that takes less time; the search itself runs over
-// the columns that have a row, at most as many as there are rows.
+// lower bounds per block of columns, or in a look at the row where that takes less time, which also remembers the next
+// ones: rows that compete want the same columns, one after the other. The search itself runs over the columns that have
+// a row, at most as many as there are rows.
 //
 // Costs are read in their own type, dual values and path lengths are float64. The dual value of a matched row is not
 // stored: it is its cost less the dual value of its column. Of equal path lengths a free column goes first, then the
