@@ -1,8 +1,10 @@
 // Match costs: the operator's body, shared by all devices. Costs are data: there is no gradient.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/util/accumulate.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -21,6 +23,28 @@ namespace {
 using at::Tensor;
 using OptionalTensors = c10::List<std::optional<Tensor>>;
 
+// Dimensions `into`, to which those before the last `own` ones broadcast, as one.
+Tensor folded(const std::string& name, const Tensor& tensor, at::IntArrayRef into, int64_t own) {
+  const at::IntArrayRef sizes = tensor.sizes();
+  const int64_t num = tensor.dim() - own, missing = static_cast<int64_t>(into.size()) - num;
+  bool fits = num >= 0 && missing >= 0, expands = missing > 0;
+  for (int64_t i = 0; fits && i < num; ++i) {
+    fits = sizes[i] == into[missing + i] || sizes[i] == 1;
+    expands |= sizes[i] != into[missing + i];
+  }
+  TORCH_CHECK_VALUE(fits, name, " must have the leading dimensions ", Shape{into}, ", got shape ", Shape{sizes});
+  Tensor result = tensor;
+  if (expands) {
+    at::DimVector shape(into);
+    shape.append(sizes.begin() + num, sizes.end());
+    result = result.expand(shape);
+  }
+  if (into.size() == 1) return result;
+  at::DimVector shape{c10::multiply_integers(into)};
+  shape.append(sizes.begin() + num, sizes.end());
+  return result.reshape(shape);
+}
+
 // The last dimension's entries side by side; other strides may be anything.
 Tensor with_rows(const Tensor& tensor) {
   return tensor.size(2) <= 1 || tensor.stride(2) == 1 ? tensor : tensor.contiguous();
@@ -34,22 +58,29 @@ void check_like(const std::string& name, const Tensor& tensor, at::IntArrayRef s
                     tensor.device());
 }
 
-std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels, const Tensor& num_gt,
+std::tuple<Tensor, Tensor> match_cost(const Tensor& all_logits, const Tensor& all_labels, const Tensor& num_gt,
                                       at::TensorList preds, at::TensorList gt, const OptionalTensors& factors,
                                       at::ArrayRef<double> weights, const std::optional<Tensor>& boxes,
                                       const std::optional<Tensor>& gt_boxes, const std::optional<Tensor>& sizes,
                                       const std::optional<Tensor>& extra, bool softmax, double class_weight,
                                       double alpha, double gamma, double eps, double overlap_weight,
                                       double extra_weight, bool giou, bool finite) {
-  check_dims("cls_logits", logits, 3, "problems, P, C");
+  TORCH_CHECK_VALUE(all_logits.dim() >= 2 && all_labels.dim() >= 1,
+                    "cls_logits must be [..., P, C] and labels [..., G], got ", Shape{all_logits.sizes()}, " and ",
+                    Shape{all_labels.sizes()});
+  const at::IntArrayRef lead = all_logits.sizes().slice(0, all_logits.dim() - 2);
+  const at::IntArrayRef gt_lead = all_labels.sizes().slice(0, all_labels.dim() - 1);
+  TORCH_CHECK_VALUE(gt_lead.size() <= lead.size() && lead.slice(lead.size() - gt_lead.size()) == gt_lead,
+                    "the leading dimensions of labels must be the last ones of cls_logits, ", Shape{lead}, ", got ",
+                    Shape{gt_lead});
+  const at::AutoDispatchBelowADInplaceOrView no_gradients;
+  const Tensor logits = folded("cls_logits", all_logits, lead, 2), labels = folded("labels", all_labels, gt_lead, 1);
   TORCH_CHECK_TYPE(logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kDouble,
                    "cls_logits must be float32 or float64, got ", name_of(logits.scalar_type()));
-  check_dims("labels", labels, 2, "M, G");
   const int64_t problems = logits.size(0), num_preds = logits.size(1), samples = labels.size(0), rows = labels.size(1);
-  TORCH_CHECK_VALUE(samples > 0 ? problems % samples == 0 : problems == 0, "the number of problems, ", problems,
-                    ", must be a multiple of the number of samples, ", samples);
   check_integers("labels", labels, 2, "M, G", labels);
-  check_integers("num_gt", num_gt, 1, "M", labels);
+  const Tensor counts = folded("num_gt", num_gt, gt_lead, 0);
+  check_integers("num_gt", counts, 1, "M", labels);
   TORCH_CHECK_VALUE(labels.device() == logits.device(), "labels must be on ", logits.device(), ", got ",
                     labels.device());
   const size_t terms = preds.size();
@@ -73,40 +104,47 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& logits, const Tensor& labels
   p.class_weight = class_weight, p.alpha = alpha, p.gamma = gamma, p.eps = eps;
   p.overlap_weight = overlap_weight, p.extra_weight = extra_weight;
   p.is_double = logits.scalar_type() == at::kDouble, p.softmax = softmax, p.giou = giou, p.finite = finite;
-  p.labels = keep_integers(labels), p.num_gt = keep_integers(num_gt);
+  p.labels = keep_integers(labels), p.num_gt = keep_integers(counts);
   p.logits = keep(with_rows(logits));
   p.logits_problem_stride = kept.back().stride(0), p.logits_pred_stride = kept.back().stride(1);
   for (size_t i = 0; i < terms; ++i) {
     const std::string name = "l1[" + std::to_string(i) + "].";
-    check_dims((name + "preds").c_str(), preds[i], 3, "problems, P, D");
-    const int64_t dims = preds[i].size(2);
-    check_like(name + "preds", preds[i], {problems, num_preds, dims}, logits);
-    check_like(name + "targets", gt[i], {samples, rows, dims}, logits);
+    const Tensor own = folded(name + "preds", preds[i], lead, 2), targets = folded(name + "targets", gt[i], gt_lead, 2);
+    const int64_t dims = own.size(2);
+    check_like(name + "preds", own, {problems, num_preds, dims}, logits);
+    check_like(name + "targets", targets, {samples, rows, dims}, logits);
     TORCH_CHECK_VALUE(weights[i] >= 0, name + "weight must not be negative, got ", weights[i]);
     L1Term& term = p.l1[i];
-    term.preds = keep(with_rows(preds[i]));
+    term.preds = keep(with_rows(own));
     term.problem_stride = kept.back().stride(0), term.pred_stride = kept.back().stride(1);
-    term.gt = keep(gt[i].contiguous()), term.dims = dims, term.weight = weights[i];
+    term.gt = keep(targets.contiguous()), term.dims = dims, term.weight = weights[i];
     const std::optional<Tensor> factor = factors.get(i);
     if (!factor.has_value()) continue;
     check_like(name + "factors", *factor, {dims}, logits);
     term.factors = keep(factor->contiguous());
   }
   if (boxes.has_value()) {
-    check_like("overlap.preds", *boxes, {problems, num_preds, 4}, logits);
-    check_like("overlap.targets", *gt_boxes, {samples, rows, 4}, logits);
-    check_like("overlap.image_sizes", *sizes, {samples, 2}, logits);
-    p.boxes = keep(with_rows(*boxes));
+    const Tensor own = folded("overlap.preds", *boxes, lead, 2),
+                 targets = folded("overlap.targets", *gt_boxes, gt_lead, 2);
+    const Tensor image_sizes = folded("overlap.image_sizes", *sizes, gt_lead, 1);
+    check_like("overlap.preds", own, {problems, num_preds, 4}, logits);
+    check_like("overlap.targets", targets, {samples, rows, 4}, logits);
+    check_like("overlap.image_sizes", image_sizes, {samples, 2}, logits);
+    p.boxes = keep(with_rows(own));
     p.boxes_problem_stride = kept.back().stride(0), p.boxes_pred_stride = kept.back().stride(1);
-    p.gt_boxes = keep(gt_boxes->contiguous()), p.sizes = keep(sizes->contiguous());
+    p.gt_boxes = keep(targets.contiguous()), p.sizes = keep(image_sizes.contiguous());
   }
   if (extra.has_value()) {
-    check_like("extra", *extra, {problems, rows, num_preds}, logits);
-    p.extra = keep(extra->contiguous());
+    const Tensor others = folded("extra", *extra, lead, 2);
+    check_like("extra", others, {problems, rows, num_preds}, logits);
+    p.extra = keep(others.contiguous());
   }
 
-  const Tensor cost = allocate(logits, {problems, rows, num_preds});
-  const Tensor minima = allocate(logits, {problems, rows, num_blocks(num_preds)});
+  at::DimVector shape(lead);
+  shape.append({rows, num_preds});
+  const Tensor cost = allocate(logits, shape);
+  shape.back() = num_blocks(num_preds);
+  const Tensor minima = allocate(logits, shape);
   if (cost.numel() == 0) return {cost, minima};
   p.cost = cost.mutable_data_ptr(), p.minima = minima.mutable_data_ptr();
   run(p, logits);

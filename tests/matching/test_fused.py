@@ -85,17 +85,17 @@ def composed(
     """The same with plain torch."""
     num_gt = torch.full(labels.shape[:1], labels.shape[1]) if num_gt is None else num_gt
     return _match_cost_with_torch(
-        cls_logits.flatten(0, 1),
+        cls_logits,
         labels,
         num_gt,
-        [term.preds.flatten(0, 1) for term in l1],
+        [term.preds for term in l1],
         [term.targets for term in l1],
         [term.factors for term in l1],
         [term.weight for term in l1],
-        None if overlap is None else overlap.preds.flatten(0, 1),
+        None if overlap is None else overlap.preds,
         None if overlap is None else overlap.targets,
         None if overlap is None else overlap.image_sizes,
-        None if extra is None else extra.flatten(0, 1),
+        None if extra is None else extra,
         class_cost.kind == "softmax",
         class_cost.weight,
         class_cost.alpha,
@@ -111,7 +111,7 @@ def composed(
 def check(arguments):
     found, (cost, _) = match_cost(**arguments), composed(**arguments)
     assert found.cost.dtype == cost.dtype
-    torch.testing.assert_close(found.cost.flatten(0, 1), cost, equal_nan=True, **TOLERANCE[cost.dtype])
+    torch.testing.assert_close(found.cost, cost, equal_nan=True, **TOLERANCE[cost.dtype])
     torch.testing.assert_close(found.minima, block_minima(found.cost), rtol=0, atol=0, equal_nan=True)
     return found.cost
 
@@ -427,17 +427,17 @@ def operator_arguments(dtype=torch.float32, overlap="giou", extra=False):
     arguments = case(dims=(8, 2), overlap=overlap, extra=extra, dtype=dtype, num_preds=70)
     l1, boxes = arguments["l1"], arguments["overlap"]
     return (
-        arguments["cls_logits"].flatten(0, 1),
+        arguments["cls_logits"],
         arguments["labels"],
         arguments["num_gt"],
-        [term.preds.flatten(0, 1) for term in l1],
+        [term.preds for term in l1],
         [term.targets for term in l1],
         [l1[0].factors, None],
         [term.weight for term in l1],
-        boxes.preds.flatten(0, 1) if boxes else None,
+        boxes.preds if boxes else None,
         boxes.targets if boxes else None,
         boxes.image_sizes.contiguous() if boxes else None,
-        arguments["extra"].flatten(0, 1) if extra else None,
+        arguments["extra"] if extra else None,
         False, 2.0, 0.25, 2.0, 1e-12, 2.0, 1.0, True, True,
     )  # fmt: skip
 

@@ -111,65 +111,43 @@ def match_cost(
             "cls_logits must be [..., P, C] and labels [..., G], "
             f"got {tuple(cls_logits.shape)} and {tuple(labels.shape)}"
         )
-    dtype = _common_type([cls_logits, *(term.preds for term in l1), *([] if extra is None else [extra])])
-    lead = cls_logits.shape[:-2]
-    gt_lead = labels.shape[:-1]
+    lead, gt_lead = cls_logits.shape[:-2], labels.shape[:-1]
     if gt_lead != lead[len(lead) - len(gt_lead) :]:  # not simply shared: one copy for each problem
         lead = gt_lead = _common_lead(lead, gt_lead)
-
-    def check_device(name: str, tensor: Tensor) -> None:
-        if tensor.device != cls_logits.device:
-            raise ValueError(f"{name} must be on {cls_logits.device}, got {tensor.device}")
-
-    def fold(name: str, tensor: Tensor, into: torch.Size, own_dims: int) -> Tensor:
-        """Leading dimensions as one, without views that change nothing: for small batches they take their time."""
-        check_device(name, tensor)
-        if tensor.requires_grad:
-            tensor = tensor.detach()
-        shape = tensor.shape
-        num = len(shape) - own_dims
-        if shape[:num] != into:
-            try:
-                tensor = tensor.expand((*into, *shape[num:]))
-            except RuntimeError:
-                raise ValueError(
-                    f"{name} must have the leading dimensions {tuple(into)}, got shape {tuple(shape)}"
-                ) from None
-        return tensor if len(into) == 1 else tensor.reshape(math.prod(into), *shape[num:])
-
-    def fold_data(name: str, tensor: Tensor, into: torch.Size, own_dims: int = 2) -> Tensor:
-        return fold(name, tensor if tensor.dtype == dtype else tensor.to(dtype), into, own_dims)
-
+        cls_logits = cls_logits.expand(*lead, *cls_logits.shape[-2:])
+        labels = labels.expand(*lead, labels.shape[-1])
     if num_gt is None:
         num_gt = labels.new_full(gt_lead, labels.shape[-1])
-    boxes = gt_boxes = sizes = None
-    if overlap is not None:
-        if overlap.iou_mode not in ("iou", "giou"):
-            raise ValueError(f"iou_mode must be 'iou' or 'giou', got {overlap.iou_mode!r}")
-        boxes = fold_data("overlap.preds", overlap.preds, lead)
-        gt_boxes = fold_data("overlap.targets", overlap.targets, gt_lead)
-        sizes = fold_data("overlap.image_sizes", overlap.image_sizes, gt_lead, 1)
     if extra is not None and extra.shape[-2:] != (labels.shape[-1], cls_logits.shape[-2]):
         raise ValueError(
             f"extra must be [..., {labels.shape[-1]}, {cls_logits.shape[-2]}] like the costs, got {tuple(extra.shape)}"
         )
-    for i, term in enumerate(l1):
-        if term.factors is not None:
-            check_device(f"l1[{i}].factors", term.factors)
+    _check_devices(cls_logits, labels, num_gt, l1, overlap, extra)
     _check_weights(class_cost, l1, overlap, extra_weight)
+    is_double = any(
+        tensor is not None and tensor.dtype == torch.float64
+        for tensor in (cls_logits, extra, *[term.preds for term in l1])
+    )
+    dtype = torch.float64 if is_double else torch.float32
+
+    def data(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad:
+            tensor = tensor.detach()
+        return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
     is_negative = any(term.weight < 0 for term in l1)
     cost, minima = (_match_cost_with_torch if is_negative else _match_cost)(
-        fold_data("cls_logits", cls_logits, lead),
-        fold("labels", labels, gt_lead, 1),
-        fold("num_gt", num_gt, gt_lead, 0),
-        [fold_data(f"l1[{i}].preds", term.preds, lead) for i, term in enumerate(l1)],
-        [fold_data(f"l1[{i}].targets", term.targets, gt_lead) for i, term in enumerate(l1)],
-        [None if term.factors is None else term.factors.to(dtype) for term in l1],
+        data(cls_logits),
+        labels,
+        num_gt,
+        [data(term.preds) for term in l1],
+        [data(term.targets) for term in l1],
+        [None if term.factors is None else data(term.factors) for term in l1],
         [float(term.weight) for term in l1],
-        boxes,
-        gt_boxes,
-        sizes,
-        None if extra is None else fold_data("extra", extra, lead),
+        None if overlap is None else data(overlap.preds),
+        None if overlap is None else data(overlap.targets),
+        None if overlap is None else data(overlap.image_sizes),
+        None if extra is None else data(extra),
         class_cost.kind == "softmax",
         float(class_cost.weight),
         float(class_cost.alpha),
@@ -180,22 +158,52 @@ def match_cost(
         overlap is not None and overlap.iou_mode == "giou",
         replace_nonfinite,
     )
-    if len(lead) != 1:
-        cost, minima = cost.reshape(*lead, *cost.shape[1:]), minima.reshape(*lead, *minima.shape[1:])
     return MatchCost(cost, minima)
+
+
+def _check_devices(
+    cls_logits: Tensor,
+    labels: Tensor,
+    num_gt: Tensor,
+    l1: Sequence[L1Term],
+    overlap: OverlapTerm | None,
+    extra: Tensor | None,
+) -> None:
+    """ValueError for a tensor that is not on the device of the logits."""
+    device = cls_logits.device
+
+    def check(name: str, tensor: Tensor | None) -> None:
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} must be on {device}, got {tensor.device}")
+
+    check("labels", labels)
+    check("num_gt", num_gt)
+    for i, term in enumerate(l1):
+        for name in ("preds", "targets", "factors"):
+            check(f"l1[{i}].{name}", getattr(term, name))
+    if overlap is not None:
+        for name in ("preds", "targets", "image_sizes"):
+            check(f"overlap.{name}", getattr(overlap, name))
+    check("extra", extra)
 
 
 def _check_weights(
     class_cost: ClassCost, l1: Sequence[L1Term], overlap: OverlapTerm | None, extra_weight: float
 ) -> None:
     """ValueError for a weight that is NaN: all costs would be."""
-    weights = {"class_cost.weight": class_cost.weight, "extra_weight": extra_weight}
-    weights |= {f"l1[{i}].weight": term.weight for i, term in enumerate(l1)}
-    if overlap is not None:
-        weights["overlap.weight"] = overlap.weight
-    for name, weight in weights.items():
+
+    def check(name: str, weight: float) -> None:
         if weight != weight:
             raise ValueError(f"{name} must be a number, got {weight}")
+
+    check("class_cost.weight", class_cost.weight)
+    for i, term in enumerate(l1):
+        check(f"l1[{i}].weight", term.weight)
+    if overlap is not None:
+        if overlap.iou_mode not in ("iou", "giou"):
+            raise ValueError(f"iou_mode must be 'iou' or 'giou', got {overlap.iou_mode!r}")
+        check("overlap.weight", overlap.weight)
+    check("extra_weight", extra_weight)
 
 
 def _common_lead(lead: torch.Size, gt_lead: torch.Size) -> torch.Size:
@@ -206,11 +214,6 @@ def _common_lead(lead: torch.Size, gt_lead: torch.Size) -> torch.Size:
         raise ValueError(
             f"labels must have leading dimensions that go with {tuple(lead)} of the predictions, got {tuple(gt_lead)}"
         ) from None
-
-
-def _common_type(tensors: Sequence[Tensor]) -> torch.dtype:
-    """float64 if any tensor has it, else float32."""
-    return torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors) else torch.float32
 
 
 def block_minima(cost: Tensor) -> Tensor:
@@ -244,81 +247,98 @@ def _match_cost_with_torch(
     finite: bool,
 ) -> tuple[Tensor, Tensor]:
     """The sum of the terms, one after another."""
-    problems, num_preds, samples = len(cls_logits), cls_logits.shape[1], len(labels)
-    layers = problems // samples if samples else 0
-
-    def by_layer(tensor: Tensor) -> Tensor:
-        return tensor.reshape(layers, samples, *tensor.shape[1:])
-
-    logits = by_layer(cls_logits)
+    lead, gt_lead = cls_logits.shape[:-2], labels.shape[:-1]
     if softmax:
-        total = costs.classification_cost(logits, labels, weight=class_weight)
+        total = costs.classification_cost(cls_logits, labels, weight=class_weight)
     else:
-        total = costs.focal_loss_cost(logits, labels, weight=class_weight, alpha=alpha, gamma=gamma, eps=eps)
-    for own, target, factor, weight in zip(preds, gt, factors, weights, strict=True):
-        total += costs.box3d_l1_cost(by_layer(own), target, weight=weight, code_weights=factor)
+        total = costs.focal_loss_cost(cls_logits, labels, weight=class_weight, alpha=alpha, gamma=gamma, eps=eps)
+    for i, (own, target, factor, weight) in enumerate(zip(preds, gt, factors, weights, strict=True)):
+        _check_lead(f"l1[{i}].preds", own, lead, 2)
+        _check_lead(f"l1[{i}].targets", target, gt_lead, 2)
+        total += costs.box3d_l1_cost(own, target, weight=weight, code_weights=factor)
     if boxes is not None and gt_boxes is not None and sizes is not None:
-        pixels = costs.cxcywh_to_xyxy(by_layer(boxes)) * torch.cat([sizes, sizes], dim=-1).unsqueeze(1)
+        for name, tensor, into, own_dims in (
+            ("preds", boxes, lead, 2), ("targets", gt_boxes, gt_lead, 2), ("image_sizes", sizes, gt_lead, 1)
+        ):  # fmt: skip
+            _check_lead(f"overlap.{name}", tensor, into, own_dims)
+        pixels = costs.cxcywh_to_xyxy(boxes) * torch.cat([sizes, sizes], dim=-1).unsqueeze(-2)
         total += costs.iou_cost(pixels, gt_boxes, weight=overlap_weight, iou_mode="giou" if giou else "iou")
     if extra is not None:
-        total += by_layer(extra) * extra_weight
+        _check_lead("extra", extra, lead, 2)
+        total += extra * extra_weight
     if finite:
         costs.replace_nonfinite_(total)
-    rows = torch.arange(labels.shape[1], device=labels.device)
-    total = torch.where((rows < num_gt.unsqueeze(1)).unsqueeze(-1), total, 0.0)
-    total = total.reshape(problems, labels.shape[1], num_preds)
+    _check_lead("num_gt", num_gt, gt_lead, 0)
+    rows = torch.arange(labels.shape[-1], device=labels.device)
+    total = torch.where((rows < num_gt.unsqueeze(-1)).unsqueeze(-1), total, 0.0)
     return total, block_minima(total)
 
 
+def _check_lead(name: str, tensor: Tensor, into: torch.Size, own_dims: int) -> None:
+    """ValueError unless what stands before the last `own_dims` dimensions broadcasts to `into`."""
+    lead = tensor.shape[: max(tensor.dim() - own_dims, 0)]
+    missing = len(into) - len(lead)
+    if (
+        tensor.dim() < own_dims
+        or missing < 0
+        or any(n not in (1, m) for n, m in zip(lead, into[missing:], strict=True))
+    ):
+        raise ValueError(f"{name} must have the leading dimensions {tuple(into)}, got shape {tuple(tensor.shape)}")
+
+
 def _match_cost_fake(cls_logits: Tensor, labels: Tensor, *_args: object) -> tuple[Tensor, Tensor]:
-    problems, num_preds = cls_logits.shape[:2]
+    *lead, num_preds, _ = cls_logits.shape
     blocks = (num_preds + COLUMNS_PER_MINIMUM - 1) // COLUMNS_PER_MINIMUM
     return (
-        cls_logits.new_empty((problems, labels.shape[1], num_preds)),
-        cls_logits.new_empty((problems, labels.shape[1], blocks)),
+        cls_logits.new_empty((*lead, labels.shape[-1], num_preds)),
+        cls_logits.new_empty((*lead, labels.shape[-1], blocks)),
     )
 
 
 def _mapped_match_cost(operator: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., Any]:
-    """vmap rule: mapped dimensions stand between layers and samples, so that problem n still has ground truth n % M."""
+    """vmap rule: the mapped dimension is the first of those that predictions and ground truth share."""
 
     def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         def first(tensor: Tensor, dim: int | None) -> Tensor:
             return tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
         logits, labels = (first(args[i], in_dims[i]) for i in (0, 1))
-        samples, problems = labels.shape[1], logits.shape[1]
-        layers = problems // samples if samples else 0
+        lead, gt_lead = logits.shape[1:-2], labels.shape[1:-1]
+        place = len(lead) - len(gt_lead)
+
+        def of_samples(tensor: Tensor, own_dims: int, into: Sequence[int] = gt_lead) -> Tensor:
+            """[V, ..., own dimensions] -> [V, *into, own dimensions]"""
+            given, own = tensor.shape[1 : tensor.dim() - own_dims], tensor.shape[tensor.dim() - own_dims :]
+            tensor = tensor.reshape(info.batch_size, *[1] * (len(into) - len(given)), *given, *own)
+            return tensor.expand(info.batch_size, *into, *own)
 
         def of_problems(tensor: Tensor) -> Tensor:
-            """[V, L * M, ...] -> [L * V * M, ...]"""
-            return tensor.reshape(info.batch_size, layers, samples, *tensor.shape[2:]).transpose(0, 1).flatten(0, 2)
-
-        def of_samples(tensor: Tensor, dim: int | None) -> Tensor:
-            return first(tensor, dim).flatten(0, 1)
+            """[V, ..., N, D] -> [layers, V, samples, N, D]"""
+            return of_samples(tensor, 2, lead).movedim(0, place)
 
         preds, gt, factors = list(args[3]), list(args[4]), list(args[5])
         for i, dim in enumerate(in_dims[5]):
-            preds[i], gt[i] = first(preds[i], in_dims[3][i]), first(gt[i], in_dims[4][i])
+            preds[i] = of_samples(first(preds[i], in_dims[3][i]), 2, lead)
+            gt[i] = of_samples(first(gt[i], in_dims[4][i]), 2)
             if dim is not None:  # the operator has one for all problems
-                factor = first(factors[i], dim)[:, None, None]
-                preds[i], gt[i], factors[i] = preds[i] * factor, gt[i] * factor, None
-            preds[i], gt[i] = of_problems(preds[i]), gt[i].flatten(0, 1)
+                factor = first(factors[i], dim)
+                preds[i], gt[i] = (
+                    part * factor.reshape(len(factor), *[1] * (part.dim() - 2), -1) for part in (preds[i], gt[i])
+                )
+                factors[i] = None
+            preds[i] = preds[i].movedim(0, place)
         boxes, gt_boxes, sizes, extra = args[7:11]
         if boxes is not None:
             boxes = of_problems(first(boxes, in_dims[7]))
-            gt_boxes, sizes = of_samples(gt_boxes, in_dims[8]), of_samples(sizes, in_dims[9])
+            gt_boxes = of_samples(first(gt_boxes, in_dims[8]), 2)
+            sizes = of_samples(first(sizes, in_dims[9]), 1)
         if extra is not None:
             extra = of_problems(first(extra, in_dims[10]))
         found = operator(
-            of_problems(logits), labels.flatten(0, 1), of_samples(args[2], in_dims[2]), preds, gt, factors, args[6],
+            of_problems(logits), labels, of_samples(first(args[2], in_dims[2]), 0), preds, gt, factors, args[6],
             boxes, gt_boxes, sizes, extra, *args[11:],
         )  # fmt: skip
-        cost, minima = (
-            part.reshape(layers, info.batch_size, samples, *part.shape[1:]).transpose(0, 1).flatten(1, 2)
-            for part in found
-        )
-        return (cost, minima), (0, 0)
+        return found, (place, place)
 
     return rule
 
