@@ -76,6 +76,7 @@ if wants figures; then
     --arms published reference batched batched+graph --out "$out/loss-growth"
   say "figures of assignment" figures.log "$python" benchmarks/assignment.py --device cuda --json "$out/assignment.json"
   say "figures of match costs" figures.log "$python" benchmarks/match_cost.py --device cuda --json "$out/match-cost.json"
+  say "figures of matching" figures.log "$python" benchmarks/matching.py --device cuda --json "$out/matching.json"
   say "figures of ragged operators" figures.log "$python" benchmarks/ragged.py --device cuda --budget 2 \
     --json "$out/ragged.json"
 fi
