@@ -38,13 +38,12 @@ TORCH_LIBRARY(raggedbev, m) {
   m.def("ragged_expand(Tensor values, Tensor sizes, SymInt num, int dim) -> Tensor", {at::Tag::pt2_compliant_tag});
   m.def("ragged_pack_(Tensor(a!) out, Tensor[] samples) -> ()", {at::Tag::pt2_compliant_tag});
 
-  // Logits [problems, P, C], labels [M, G]: see plugin/raggedbev/matching/fused.py.
+  // Logits [..., P, C], labels [..., G]: see plugin/raggedbev/matching/fused.py.
   m.def(
       "match_cost(Tensor cls_logits, Tensor labels, Tensor num_gt, Tensor[] preds, Tensor[] gt, Tensor?[] factors, "
-      "float[] weights, Tensor? boxes, Tensor? gt_boxes, Tensor? sizes, Tensor? extra, bool softmax, float "
-      "class_weight, "
-      "float alpha, float gamma, float eps, float overlap_weight, float extra_weight, bool giou, bool finite) "
-      "-> (Tensor cost, Tensor minima)",
+      "float[] weights, Tensor? boxes, Tensor? gt_boxes, Tensor? sizes, Tensor? extra, bool softmax, "
+      "float class_weight, float alpha, float gamma, float eps, float overlap_weight, float extra_weight, bool giou, "
+      "bool finite) -> (Tensor cost, Tensor minima)",
       {at::Tag::pt2_compliant_tag});
 
   // Cost [..., G, P], num_gt [...]: see plugin/raggedbev/matching/assignment.py.

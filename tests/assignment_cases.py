@@ -39,6 +39,8 @@ KINDS = {
     "near ties": lambda n, m, g: 1 + 1e-6 * uniform(n, m, g),
     "small integers": lambda n, m, g: (uniform(n, m, g) * 4).floor(),
     "identical rows": lambda n, m, g: uniform(1, m, g).expand(n, m).clone(),
+    "identical integers": lambda n, m, g: (uniform(1, m, g) * 5).floor().expand(n, m).clone(),
+    "tied crowd": lambda n, m, g: (uniform(1, m, g) * 5).floor() + (uniform(n, m, g) * 3).floor(),
     "products": lambda n, m, g: torch.arange(n).float().unsqueeze(1) * torch.arange(m),
     "large offset": lambda n, m, g: 1e4 + uniform(n, m, g),
     "negative": lambda n, m, g: -uniform(n, m, g) * 100,

@@ -6,6 +6,7 @@
 // What a lane keeps across a vote lives in a Group::PerLane; what it does is a function of its number.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "common/macros.h"

@@ -404,7 +404,7 @@ class Arena {
 // The loops of LaneOps as SIMD. Clamped costs are written down, and then read as they are.
 class SimdOps : public LaneOps<HostGroup> {
  public:
-  static constexpr bool kLooksAhead = false;
+  static constexpr bool kLooksAhead = false, kPrefersBounds = false;
   static constexpr int kNarrow = 192;
 
   explicit SimdOps(Arena& clamped) : LaneOps(HostGroup()), clamped_(clamped) {}

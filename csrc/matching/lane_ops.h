@@ -15,6 +15,9 @@ class LaneOps {
   // Whether all rows of matched columns are looked at before a search, side by side, or each when its turn comes.
   static constexpr bool kLooksAhead = true;
 
+  // Whether one smallest column is found sooner by the bounds of a row, where it has them, than by a look at all of it.
+  static constexpr bool kPrefersBounds = true;
+
   // Columns of a row that is looked at again sooner than several of them are remembered.
   static constexpr int kNarrow = 0;
 
@@ -89,12 +92,17 @@ class LaneOps {
   template <typename Access, typename Cost, typename Value>
   RAGGEDBEV_KERNEL Smallest<Value> smallest_free(const Access& access, const Cost* cost, const Value* taken,
                                                  int count) const {
-    return smallest_of<Value>(count, [&](int j) { return access(cost[j]) + taken[j]; });
+    typename Group::template PerLane<Value> lowest;
+    typename Group::template PerLane<int32_t> at;
+    start_smallest(lowest, at);
+    each_free_cost(access, cost, taken, count,
+                   [&](int lane, int j, Value value) { keep_smaller(value, j, lowest[lane], at[lane]); });
+    return first_smallest(lowest, at);
   }
 
-  // The smallest of cost + taken in order, at least one and at most kKept; `found` has room for
-  // kMostFound. Each lane sees some of the columns: what is
-  // less than the second smallest of every lane is the smallest of its own, and nothing smaller is left out.
+  // The smallest of cost + taken in order, at least one and at most kKept; `found` has room for kMostFound. Each lane
+  // sees some of the columns: what is less than the second smallest of every lane is the smallest of its own, and
+  // nothing smaller is left out.
   template <typename Access, typename Cost, typename Value>
   RAGGEDBEV_KERNEL int few_smallest_free(const Access& access, const Cost* cost, const Value* taken, int count,
                                          Candidate<Value>* list, Candidate<Value>* found) const {
@@ -105,8 +113,7 @@ class LaneOps {
       lowest[lane] = second[lane] = infinity<Value>();
       col[lane] = -1;
     });
-    each_column(count, [&](int lane, int j) {
-      const Value value = access(cost[j]) + taken[j];
+    each_free_cost(access, cost, taken, count, [&](int lane, int j, Value value) {
       if (value < lowest[lane]) {
         second[lane] = lowest[lane];
         lowest[lane] = value;
@@ -246,6 +253,28 @@ class LaneOps {
   }
 
  private:
+  static constexpr int kTogether = 8;  // columns that a lane reads before it waits for them
+
+  // function(lane, j, cost + taken) for every column, and with +inf for some beyond.
+  template <typename Access, typename Cost, typename Value, typename Function>
+  RAGGEDBEV_KERNEL void each_free_cost(const Access& access, const Cost* cost, const Value* taken, int count,
+                                       Function function) const {
+    group_.sync();
+    group_.each([&](int lane) {
+      for (int first = lane; first < count; first += kTogether * kLanes) {
+        Value values[kTogether];
+        RAGGEDBEV_UNROLL
+        for (int t = 0; t < kTogether; ++t) {
+          const int j = first + t * kLanes;
+          values[t] = j < count ? access(cost[j]) + taken[j] : infinity<Value>();
+        }
+        RAGGEDBEV_UNROLL
+        for (int t = 0; t < kTogether; ++t) function(lane, first + t * kLanes, values[t]);
+      }
+    });
+    group_.sync();
+  }
+
   // The first of the smallest; the first of all where all are +inf.
   template <typename T, typename Function>
   RAGGEDBEV_KERNEL Smallest<T> smallest_of(int count, Function value) const {

@@ -179,15 +179,16 @@ struct Workspace {
     take(found, kMostFound);
     take(gathered, rows), take(column, rows), take(row, rows), take(place, rows);
     take(open, rows), take(later, rows), take(visited, rows);
-    take(matched, rows * whole(rows)), take(taken, cols);
+    take(taken, cols), take(matched, rows * whole(rows));
     return used;
   }
 };
 
 // ---- the algorithm
 
-// One problem of `num_rows` <= `num_cols`. Ops are the loops over columns: lanes of a group (below) or SIMD
-// (assignment_cpu.cpp). Everything else is done alike by all lanes; writes outside the loops go through Ops::once.
+// One problem of `num_rows` <= `num_cols`. Ops are the loops over columns: lanes of a group (lane_ops.h) or SIMD
+// (assignment_cpu.cpp). Everything else is done alike by all lanes; writes outside the loops go through Ops::once, or
+// note and for_owner where no other lane reads them before the next sync.
 template <typename Access, typename Ops>
 class Search {
  public:
@@ -209,6 +210,7 @@ class Search {
   // a block with NaN or -inf.
   RAGGEDBEV_KERNEL Status solve(bool bounded, const Value* minima) {
     num_matched_ = num_open_ = 0;
+    has_bounds_ = bounded || minima != nullptr || !scans_rows();
     ops_.fill(w_.taken, num_cols_, Value{0});
     for (int i = 0; i < num_rows_; ++i) {
       Value lowest;
@@ -242,18 +244,19 @@ class Search {
   RAGGEDBEV_KERNEL const Cost* cost_row(int i) const { return cost_ + static_cast<int64_t>(i) * num_cols_; }
   RAGGEDBEV_KERNEL int num_blocks() const { return static_cast<int>(matching::num_blocks(num_cols_)); }
   RAGGEDBEV_KERNEL int64_t bound_offset(int i) const { return static_cast<int64_t>(i) * num_blocks(); }
-  // Whether looking at a row as a whole is faster than keeping bounds of its blocks.
+  // Whether rows are looked at as a whole, rather than by bounds of their blocks alone.
   RAGGEDBEV_KERNEL bool scans_rows() const { return num_cols_ <= kWidest; }
+  // Whether it is the bounds that tell the smallest free column.
+  RAGGEDBEV_KERNEL bool uses_bounds() const { return has_bounds_ && (Ops::kPrefersBounds || !scans_rows()); }
   RAGGEDBEV_KERNEL bool is_taken(int col) const { return w_.taken[col] != 0; }
   RAGGEDBEV_KERNEL void note_length(double length) { was_long_ |= !(length < kLong && length > -kLong); }
 
   // The row's smallest free column, and its lowest cost, NaN if a cost is NaN or -inf.
   RAGGEDBEV_KERNEL Candidate<Value> smallest_of_row(int i, bool bounded, const Value* minima, Value& lowest) {
-    const bool has_bounds = bounded || minima != nullptr;
     Value* const bound = w_.bound + bound_offset(i);
     Smallest<Value> smallest;
     bool invalid = false;
-    if (scans_rows() && !has_bounds) {
+    if (!has_bounds_) {
       smallest = ops_.smallest_in_row(access_, cost_row(i), num_cols_, invalid);
     } else {
       if (minima != nullptr) {
@@ -265,8 +268,8 @@ class Search {
     }
     lowest = invalid ? not_a_number<Value>() : smallest.value;
     if (invalid) return candidate(smallest);
-    if (!scans_rows()) return smallest_free_by_bounds(i, smallest);
-    if (has_bounds) smallest = smallest_in_block(i, smallest.at);
+    if (uses_bounds()) return smallest_free_by_bounds(i, smallest);
+    if (has_bounds_) smallest = smallest_in_block(i, smallest.at);
     if (smallest.value == lowest && !is_taken(smallest.at)) return candidate(smallest);
     return smallest_free(i);
   }
@@ -383,7 +386,7 @@ class Search {
       });
     } else {
       const Candidate<Value> next =
-          scans_rows() ? smallest_free(i) : next_free_by_bounds(i, free_of(i)[end - 1].col / kBlock);
+          uses_bounds() ? next_free_by_bounds(i, free_of(i)[end - 1].col / kBlock) : smallest_free(i);
       ops_.once([&] { keep_one_free(i, next); });
     }
     return known_candidate(i);
@@ -528,7 +531,7 @@ class Search {
   int num_rows_, num_cols_;
   Workspace<Value> w_;
   int num_matched_ = 0, num_open_ = 0;
-  bool was_long_ = false;
+  bool has_bounds_ = false, was_long_ = false;
 };
 
 }  // namespace raggedbev::matching

@@ -112,7 +112,7 @@ void compare(int num_rows, int num_cols, bool softmax, std::mt19937_64& random) 
 int main(int count, char** arguments) {
   using namespace raggedbev::matching;
   std::mt19937_64 random(count > 1 ? std::atoi(arguments[1]) : 0);
-  const int sizes[][2] = {{1, 1}, {3, 70}, {12, 40}, {33, 130}, {40, 20}};
+  const int sizes[][2] = {{1, 1}, {3, 70}, {12, 40}, {33, 130}, {40, 20}, {6, 2049}};
   int solved = 0;
   for (const auto& size : sizes) {
     for (const bool softmax : {false, true}) {

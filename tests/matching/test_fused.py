@@ -335,6 +335,8 @@ def test_wrong_arguments():
         fails(ValueError, rf"{'l1.0.' if 'l1' in weight else 'class_cost'}.weight must be a number, got nan", **weight)
     fails(ValueError, "overlap.weight must be a number, got nan", overlap=OverlapTerm(*vars_of_overlap(boxes), NAN))
     fails(ValueError, "extra_weight must be a number, got nan", extra_weight=NAN)
+    fails(TypeError, "extra must be a tensor of real numbers, got float", extra=1.0)
+    fails(TypeError, "extra must be a tensor of real numbers, got torch.complex64", extra=torch.zeros(5, 70) * 1j)
     for shape in ((2, 3, 5, 69), (2, 3, 4, 70), (2, 3, 5, 1), ()):
         found = rf"extra must be \[..., 5, 70\] like the costs, got \({', '.join(map(str, shape))}\)"
         fails(ValueError, found, extra=torch.zeros(shape))

@@ -359,3 +359,14 @@ def test_wrong_settings():
         TermMatcher(())
     with pytest.raises(ValueError, match="box_code must be one of"):
         BoxCodeMatcher3D(box_code="streampetr")
+
+
+def test_masks_with_more_leading_dimensions_than_classes():
+    g = torch.Generator().manual_seed(0)
+    logits, masks = torch.randn(3, 8, 5, generator=g), torch.randn(2, 3, 8, 16, generator=g)
+    labels, gt_masks = torch.randint(0, 5, (3, 4), generator=g), torch.rand(3, 4, 16, generator=g).round()
+    terms = (ClassTerm(ClassCost()), MaskDiceTerm(pred_act=True))
+    cost = TermMatcher(terms).cost(MatchInputs(logits, labels, masks=masks, gt_masks=gt_masks))
+    wanted = [term(MatchInputs(logits, labels, masks=masks, gt_masks=gt_masks)) for term in terms]
+    assert cost.shape == (2, 3, 4, 8)
+    torch.testing.assert_close(cost, wanted[0] + wanted[1], rtol=1e-5, atol=1e-5)

@@ -262,6 +262,23 @@ def test_ties_go_to_the_lowest_free_prediction():
     assert linear_assignment(cost, solver="native").pred_of_gt.tolist() == [70, 250]
 
 
+@pytest.mark.parametrize("values", [5, 40, 150])
+@pytest.mark.parametrize("own", [0, 1], ids=["identical rows", "similar rows"])
+def test_ties_do_not_depend_on_the_width(values, own):
+    """Columns that nobody can have change nothing, though rows of another width are searched in another way."""
+    for seed in range(100):
+        g = torch.Generator().manual_seed(seed)
+        num_gt, num_preds = 20 + seed % 40, 64 + seed % 128
+        cost = torch.randint(0, values, (1, num_preds), generator=g).float()
+        cost = cost + torch.randint(0, own + 1, (num_gt, num_preds), generator=g)
+        expected = linear_assignment(cost, duals=True, solver="native")
+        for width in (200, 333, 2100):
+            padded = torch.nn.functional.pad(cost, (0, width - num_preds), value=INF)
+            found = linear_assignment(padded, duals=True, solver="native")
+            for name in ("pred_of_gt", "status", "dual_of_gt"):
+                assert torch.equal(getattr(found, name), getattr(expected, name)), (seed, width, name)
+
+
 def test_same_result_alone_in_a_batch_and_on_any_number_of_threads():
     kinds = [make(kind, 20, 50, 3) for kind in KINDS]
     cost = torch.stack(kinds * 20)
@@ -284,7 +301,7 @@ def test_duals_come_from_the_native_solver_only():
         linear_assignment(torch.zeros(2, 3), duals=True, solver="scipy")
 
 
-TWIN_SIZES = [(0, 4), (1, 7), (6, 3), (33, 66), (70, 5), (9, 2113), (7, 2050)]
+TWIN_SIZES = [(0, 4), (1, 7), (6, 3), (33, 66), (70, 5), (9, 2113), (7, 2050), (30, 193), (40, 277), (12, 2048)]
 
 
 def results_of_everything(device="cpu"):

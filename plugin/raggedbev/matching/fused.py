@@ -104,6 +104,7 @@ def match_cost(
         Costs and their minima.
 
     Raises:
+        TypeError: `extra` is no tensor of real numbers.
         ValueError: shapes or devices do not fit, or a weight is NaN.
     """
     if cls_logits.dim() < 2 or labels.dim() < 1:
@@ -118,6 +119,8 @@ def match_cost(
         labels = labels.expand(*lead, labels.shape[-1])
     if num_gt is None:
         num_gt = labels.new_full(gt_lead, labels.shape[-1])
+    if extra is not None and (not isinstance(extra, Tensor) or extra.is_complex()):
+        raise TypeError(f"extra must be a tensor of real numbers, got {getattr(extra, 'dtype', type(extra).__name__)}")
     if extra is not None and extra.shape[-2:] != (labels.shape[-1], cls_logits.shape[-2]):
         raise ValueError(
             f"extra must be [..., {labels.shape[-1]}, {cls_logits.shape[-2]}] like the costs, got {tuple(extra.shape)}"

@@ -93,6 +93,9 @@ class TermMatcher:
             assert extra is not None  # there is a term
             return extra, None
         logits, labels = inputs.get(class_term, *class_term.reads)
+        if extra is not None and extra.shape[:-2] != logits.shape[:-2]:
+            lead = torch.broadcast_shapes(extra.shape[:-2], logits.shape[:-2])
+            logits = logits.expand(*lead, *logits.shape[-2:])
         fused = match_cost(
             logits,
             labels,
