@@ -28,6 +28,7 @@ template <typename T>
 RAGGEDBEV_INLINE bool block_minimum(const T* cost, int count, T& minimum) {
   T lowest = infinity<T>();
   int invalid = 0;
+  for (int j = 0; j < count; j += kLineBytes / sizeof(T)) fetch_ahead(cost + j);
 #pragma omp simd reduction(min : lowest) reduction(| : invalid)
   for (int j = 0; j < count; ++j) {
     lowest = cost[j] < lowest ? cost[j] : lowest;
@@ -181,6 +182,7 @@ RAGGEDBEV_INLINE Smallest<T> smallest_in_row_of(const T* cost, const T* taken, i
     for (int v = 0; v < Strides<T>::kVectors; ++v) {
       Vector<T> values, also;
       load(cost + first + v * kSize, values);
+      if (!WithTaken && v * kVectorBytes % kLineBytes == 0) fetch_ahead(cost + first + v * kSize);
       if (WithTaken) {
         load(taken + first + v * kSize, also);
         values += also;
