@@ -13,6 +13,8 @@
 namespace raggedbev::matching {
 namespace {
 
+constexpr int kNarrow = 192;  // columns of a row that is looked at again sooner than several of them are remembered
+
 // The first that is equal. Looks at kVector values at a time: what lies behind `count` counts only where nothing
 // before is equal.
 template <typename T>
@@ -100,21 +102,13 @@ struct Strides {
   }
 };
 
-// The smallest of cost[j] + taken[j] in order, at least one and at most kKept. Each lane sees some of the columns: what
-// is less than the second smallest of every lane is the smallest of its own, and nothing smaller is left out.
+// The smallest of more than kNarrow cost[j] + taken[j] in order, at least one and at most kKept. Each lane sees some of
+// the columns: what is less than the second smallest of every lane is the smallest of its own, and nothing smaller is
+// left out.
 template <typename T>
 RAGGEDBEV_INLINE int few_smallest_of(const T* cost, const T* taken, int count, Candidate<T>* list) {
   constexpr int kSize = Strides<T>::kSize, kColumns = Strides<T>::kColumns;
-  T few[kColumns], few_taken[kColumns];
-  if (count < kColumns) {
-    for (int j = 0; j < kColumns; ++j) {
-      few[j] = j < count ? cost[j] : infinity<T>();
-      few_taken[j] = j < count ? taken[j] : T{0};
-    }
-    cost = few;
-    taken = few_taken;
-    count = kColumns;
-  }
+  static_assert(kNarrow >= kColumns);
   const Vector<T> none = Vector<T>{} + infinity<T>();
   Strides<T> strides;
   Vector<T> second[Strides<T>::kVectors];
@@ -407,7 +401,7 @@ class Arena {
 class SimdOps : public LaneOps<HostGroup> {
  public:
   static constexpr bool kLooksAhead = false, kPrefersBounds = false;
-  static constexpr int kNarrow = 192;
+  static constexpr int kNarrow = matching::kNarrow;
 
   explicit SimdOps(Arena& clamped) : LaneOps(HostGroup()), clamped_(clamped) {}
 

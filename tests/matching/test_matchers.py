@@ -277,7 +277,8 @@ def test_overlaps_of_pairs(sizes):
 def test_transfusion_cost_by_hand():
     matcher = TransFusionMatcher3D(ClassCost(0.15), 0.25, 0.5)
     (logits, boxes), (gt_boxes, gt_labels) = predictions(matcher, 1), objects([3])
-    cost, overlaps = matcher.cost_and_overlaps(logits[0], boxes[0], gt_boxes.tensor[0], gt_labels.tensor[0], RANGE)
+    found, overlaps = matcher.cost_and_overlaps(logits[0], boxes[0], gt_boxes.tensor[0], gt_labels.tensor[0], RANGE)
+    cost = found.cost
     for g in range(3):
         for p in range(8):
             prob = logits[0, p, gt_labels.tensor[0, g]].sigmoid().item()
@@ -297,7 +298,8 @@ def test_half_predictions_are_computed_in_float32(kind):
         found = []
         for given in ((logits, codes), (logits.float(), codes.float())):
             if isinstance(matcher, TransFusionMatcher3D):
-                found.append(torch.stack(matcher.cost_and_overlaps(*given, boxes, labels, RANGE)))
+                cost, overlaps = matcher.cost_and_overlaps(*given, boxes, labels, RANGE)
+                found.append(torch.stack([cost.cost, overlaps]))
             else:
                 found.append(matcher.cost(*given, boxes, labels, weights))
         assert found[0].dtype == torch.float32 and found[0].isfinite().all() and torch.equal(*found)

@@ -232,14 +232,16 @@ def test_nothing_waits_for_the_device():
 def test_every_key_changes_the_cost(key, value):
     boxes, logits, gt_boxes, gt_labels = sample(3, 0)
     parts = logits[0].T, boxes, gt_boxes, gt_labels, TRAIN_CFG.point_cloud_range
-    before, after = (assigner.matcher.cost_and_overlaps(*parts)[0] for assigner in (build(), build(**{key: value})))
+    before, after = (
+        assigner.matcher.cost_and_overlaps(*parts)[0].cost for assigner in (build(), build(**{key: value}))
+    )
     assert not torch.allclose(before, after)
 
 
 def test_point_cloud_range_changes_the_cost():
     boxes, logits, gt_boxes, gt_labels = sample(3, 0)
     ranges = TRAIN_CFG.point_cloud_range, [-100.0, -54.0, -5.0, 54.0, 54.0, 3.0]
-    costs = [build().matcher.cost_and_overlaps(logits[0].T, boxes, gt_boxes, gt_labels, r)[0] for r in ranges]
+    costs = [build().matcher.cost_and_overlaps(logits[0].T, boxes, gt_boxes, gt_labels, r)[0].cost for r in ranges]
     assert not torch.allclose(*costs)
 
 

@@ -257,8 +257,8 @@ class TransFusionMatcher3D:
         gt_labels: Tensor,
         pc_range: Sequence[float],
         num_gt: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Match costs and 3D IoU, both [..., G, P].
+    ) -> tuple[MatchCost, Tensor]:
+        """Match costs with their minima, and 3D IoU [..., G, P].
 
         Args:
             cls_logits: [..., P, C] logits.
@@ -268,19 +268,6 @@ class TransFusionMatcher3D:
             pc_range: lowest x, y, z and highest x, y, z (m), host numbers.
             num_gt: [...] objects per sample; none: G.
         """
-        cost, overlaps = self._cost_and_overlaps(cls_logits, boxes, gt_boxes, gt_labels, pc_range, num_gt)
-        return cost.cost, overlaps
-
-    @torch.no_grad()
-    def _cost_and_overlaps(
-        self,
-        cls_logits: Tensor,
-        boxes: Tensor,
-        gt_boxes: Tensor,
-        gt_labels: Tensor,
-        pc_range: Sequence[float],
-        num_gt: Tensor | None,
-    ) -> tuple[MatchCost, Tensor]:
         boxes = widened(boxes)
         gt_boxes = gt_boxes.to(boxes.dtype)
         overlaps = box3d_iou(boxes, gt_boxes, z_origin="bottom")
@@ -301,7 +288,7 @@ class TransFusionMatcher3D:
         self, cls_logits: Tensor, boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, pc_range: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
         """Object of each prediction of one sample [P] int64, -1 for background, and `max_overlaps` [P]."""
-        cost, overlaps = self._cost_and_overlaps(cls_logits, boxes, gt_boxes, gt_labels, pc_range, None)
+        cost, overlaps = self.cost_and_overlaps(cls_logits, boxes, gt_boxes, gt_labels, pc_range)
         gt_of_pred = linear_assignment(cost.cost, solver=self.solver, check=True, minima=cost.minima).gt_of_pred
         return gt_of_pred, _overlaps_of_pairs(overlaps, gt_of_pred)
 
@@ -315,7 +302,7 @@ class TransFusionMatcher3D:
     ) -> OverlapAssignment:
         """Assignment of every leading index and sample; arguments as in `cost_and_overlaps`, ground truth [B, G, .]."""
         with stage("cost"):
-            cost, overlaps = self._cost_and_overlaps(
+            cost, overlaps = self.cost_and_overlaps(
                 cls_logits, boxes, gt_boxes.tensor, gt_labels.tensor, pc_range, gt_boxes.sample_sizes
             )
         with stage("matching"):
