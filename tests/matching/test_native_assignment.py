@@ -266,7 +266,7 @@ def test_ties_go_to_the_lowest_free_prediction():
 @pytest.mark.parametrize("own", [0, 1], ids=["identical rows", "similar rows"])
 def test_ties_do_not_depend_on_the_width(values, own):
     """Columns that nobody can have change nothing, though rows of another width are searched in another way."""
-    for seed in range(100):
+    for seed in range(5 if "RAGGEDBEV_HOST_TWIN" in os.environ else 100):  # lanes one by one take their time
         g = torch.Generator().manual_seed(seed)
         num_gt, num_preds = 20 + seed % 40, 64 + seed % 128
         cost = torch.randint(0, values, (1, num_preds), generator=g).float()
