@@ -56,8 +56,8 @@ class MatchInputs:
 
     def widened(self) -> MatchInputs:
         """Floating-point tensors detached, half types as float32."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return MatchInputs(**{name: None if value is None else widened(value) for name, value in values.items()})
+        values = {name: getattr(self, name) for name in _FIELDS}
+        return MatchInputs(**{name: widened(value) for name, value in values.items() if value is not None})
 
     def get(self, term: object, *names: str) -> list[Tensor]:
         """The tensors of these names; a ValueError names the first that is missing."""
@@ -70,13 +70,14 @@ class MatchInputs:
         return found
 
 
+_FIELDS = tuple(entry.name for entry in fields(MatchInputs))
+
 CostTerm = Callable[[MatchInputs], Tensor]
 
 
 def fields_read(terms: Sequence[CostTerm]) -> frozenset[str]:
     """Names of the fields of `MatchInputs` that these terms read: `reads` of each; all, if one does not say."""
-    everything = tuple(entry.name for entry in fields(MatchInputs))
-    return frozenset(name for term in terms for name in getattr(term, "reads", everything))
+    return frozenset(name for term in terms for name in getattr(term, "reads", _FIELDS))
 
 
 def widened(values: Tensor) -> Tensor:
@@ -113,12 +114,18 @@ class BoxL1Term:
         if self.box_format not in ("xywh", "xyxy"):
             raise ValueError(f"box_format must be 'xywh' or 'xyxy', got {self.box_format!r}")
 
-    def coded(self, inputs: MatchInputs) -> tuple[Tensor, Tensor]:
-        """Predictions [..., P, 4] and objects [..., G, 4] whose distance counts."""
+    def coded(self, inputs: MatchInputs, centered: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Predictions [..., P, 4] and objects [..., G, 4] whose distance counts.
+
+        Args:
+            inputs: what is compared.
+            centered: [..., P, 4] its `boxes` as centre and size, if somebody has made them already.
+        """
         boxes, gt_boxes, size = inputs.get(self, *self.reads)
         gt_boxes = gt_boxes.to(boxes.dtype)
         if self.box_format == "xywh":
-            boxes, gt_boxes = costs.xyxy_to_cxcywh(boxes), costs.xyxy_to_cxcywh(gt_boxes)
+            boxes = costs.xyxy_to_cxcywh(boxes) if centered is None else centered
+            gt_boxes = costs.xyxy_to_cxcywh(gt_boxes)
         size = torch.cat([size, size], dim=-1).to(boxes.dtype).unsqueeze(-2)
         return boxes / size, gt_boxes / size
 

@@ -37,6 +37,8 @@ def row_tensor(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """[len(values)] in dtype and on the device of `like`; host numbers are filled in there, not copied."""
     if isinstance(values, Tensor):
         return values.to(like)
+    if like.device.type == "cpu":
+        return torch.tensor([float(value) for value in values], dtype=like.dtype)
     return torch.cat([torch.full((1,), float(value), dtype=like.dtype, device=like.device) for value in values])
 
 

@@ -96,12 +96,14 @@ class TermMatcher:
         if extra is not None and extra.shape[:-2] != logits.shape[:-2]:
             lead = torch.broadcast_shapes(extra.shape[:-2], logits.shape[:-2])
             logits = logits.expand(*lead, *logits.shape[-2:])
+        overlaps = None if overlap is None else _overlap_in_pixels(overlap, inputs)
+        centered = None if overlaps is None else overlaps.preds
         fused = match_cost(
             logits,
             labels,
             class_term.cost,
-            l1=[L1Term(*term.coded(inputs), term.weight) for term in distances],
-            overlap=None if overlap is None else _overlap_in_pixels(overlap, inputs),
+            l1=[L1Term(*term.coded(inputs, centered), term.weight) for term in distances],
+            overlap=overlaps,
             extra=extra,
             num_gt=num_gt,
             replace_nonfinite=False,

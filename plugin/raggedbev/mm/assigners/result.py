@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from mmdet.models.task_modules.assigners import AssignResult
 from torch import Tensor
 
@@ -20,8 +20,6 @@ def assign_result(gt_of_pred: Tensor, gt_labels: Tensor, max_overlaps: Tensor | 
     Returns:
         `gt_inds` 0 for background and i + 1 for object i; `labels` int64, -1 for background.
     """
-    matched = gt_of_pred >= 0
-    labels = torch.full_like(gt_of_pred, -1)
-    if len(gt_labels):
-        labels = torch.where(matched, gt_labels.long()[gt_of_pred.clamp(min=0)], labels)
-    return AssignResult(len(gt_labels), gt_of_pred + 1, max_overlaps=max_overlaps, labels=labels)
+    gt_inds = gt_of_pred + 1
+    labels = F.pad(gt_labels.long(), (1, 0), value=-1).index_select(0, gt_inds)
+    return AssignResult(len(gt_labels), gt_inds, max_overlaps=max_overlaps, labels=labels)
