@@ -138,7 +138,13 @@ RAGGEDBEV_KERNEL Span span_of(const Ops& ops, const Cost* cost, int num_rows, in
   return all;
 }
 
+// A number of the size of these costs that is not 0.
+RAGGEDBEV_HOST_DEVICE inline double unit_of(const Span& span) {
+  return span.magnitude() > 0 ? span.magnitude() : 1;
+}
+
 // Costs that are too large for sums are scaled down. The largest magnitude is an outlier if it outweighs all others.
+// Nothing here depends on the unit of the costs.
 template <typename Cost, typename Ops>
 RAGGEDBEV_KERNEL Clamped<Cost> clamp_of(const Ops& ops, const Cost* cost, int num_rows, int num_cols) {
   const Span all = span_of(ops, cost, num_rows, num_cols, infinity<double>());
@@ -146,15 +152,16 @@ RAGGEDBEV_KERNEL Clamped<Cost> clamp_of(const Ops& ops, const Cost* cost, int nu
   const double weight = 16 * (num_rows + 1.0);
   double outlier = all.magnitude();
   Span span = others;
-  if (!(outlier > weight * (others.magnitude() + 1))) outlier = infinity<double>(), span = all;
+  if (!(outlier > weight * unit_of(others))) outlier = infinity<double>(), span = all;
   const double scale = span.magnitude() > 1e200 ? 7.458340731200207e-155 : 1;  // 2^-512
-  const double huge = weight * (span.magnitude() * scale + 1);
+  const double huge = weight * (unit_of(span) * scale);
   double low = all.low == -outlier ? -huge : span.low * scale;
   double high = all.high == outlier ? huge : span.high * scale;
   if (!(low < infinity<double>())) low = high;
   if (!(high > -infinity<double>())) high = low;
   if (!is_finite(low)) low = high = 0;
-  return {scale, outlier, huge, fma(num_rows + 1.0, high - low, high) + 1};  // rounded once, whatever compilers fuse
+  const double forbidden = fma(num_rows + 1.0, high - low, high);  // rounded once, whatever compilers fuse
+  return {scale, outlier, huge, forbidden + unit_of({low, high})};
 }
 
 template <typename Cost>

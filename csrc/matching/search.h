@@ -228,8 +228,9 @@ class Search {
   // -1: none.
   RAGGEDBEV_KERNEL int column_of(int row) const { return w_.place[row] < 0 ? -1 : w_.column[w_.place[row]]; }
 
-  // Whether a path was so long that digits of its costs may have been lost: there may be a better assignment.
-  RAGGEDBEV_KERNEL bool was_long() const { return was_long_; }
+  // Whether a path was so long, by itself or beside another, that digits of its costs may have been lost: there may be
+  // a better assignment.
+  RAGGEDBEV_KERNEL bool was_long() const { return was_long_ || longest_ > kLong * shortest_; }
 
   RAGGEDBEV_KERNEL int num_matched() const { return num_matched_; }
   RAGGEDBEV_KERNEL int matched_column(int k) const { return w_.column[k]; }
@@ -249,7 +250,13 @@ class Search {
   // Whether it is the bounds that tell the smallest free column.
   RAGGEDBEV_KERNEL bool uses_bounds() const { return has_bounds_ && (Ops::kPrefersBounds || !scans_rows()); }
   RAGGEDBEV_KERNEL bool is_taken(int col) const { return w_.taken[col] != 0; }
-  RAGGEDBEV_KERNEL void note_length(double length) { was_long_ |= !(length < kLong && length > -kLong); }
+
+  RAGGEDBEV_KERNEL void note_length(double length) {
+    const double magnitude = length < 0 ? -length : length;
+    was_long_ |= !(magnitude < kLong);
+    longest_ = magnitude > longest_ ? magnitude : longest_;
+    shortest_ = magnitude > 0 && magnitude < shortest_ ? magnitude : shortest_;
+  }
 
   // The row's smallest free column, and its lowest cost, NaN if a cost is NaN or -inf.
   RAGGEDBEV_KERNEL Candidate<Value> smallest_of_row(int i, bool bounded, const Value* minima, Value& lowest) {
@@ -283,10 +290,10 @@ class Search {
       w_.gathered[i] = 0;
       if (open) w_.open[num_open_] = i;
     });
+    if (lowest < infinity<Value>()) note_length(lowest);
     if (open) {
       ++num_open_;
     } else {
-      note_length(best.value);
       match_free_column(i, best);
     }
   }
@@ -532,6 +539,7 @@ class Search {
   Workspace<Value> w_;
   int num_matched_ = 0, num_open_ = 0;
   bool has_bounds_ = false, was_long_ = false;
+  double longest_ = 0, shortest_ = infinity<double>();  // of all lengths but 0
 };
 
 }  // namespace raggedbev::matching

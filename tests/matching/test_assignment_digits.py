@@ -37,7 +37,7 @@ def test_a_value_beyond_all_others_does_not_cost_their_digits(value, solver):
 
 @pytest.mark.parametrize("solver", ["native", "scipy"])
 @pytest.mark.parametrize("value", [1e3, 1e6, 9e8, 1e9, 9e14, -9e14, 1e15])
-@pytest.mark.parametrize("scale", [1.0, 1e-2])
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-9, 1e-20])
 def test_sentinels_of_any_size_keep_the_digits_of_other_costs(scale, value, solver):
     """As few sentinels as possible (or as many, where they are negative), and of these the best other pairs."""
     generator = torch.Generator().manual_seed(0)
@@ -53,6 +53,24 @@ def test_sentinels_of_any_size_keep_the_digits_of_other_costs(scale, value, solv
     index = (found.unsqueeze(1) == picks).all(-1).int().argmax(1, keepdim=True)
     assert torch.equal(number.gather(1, index)[:, 0], number.amin(1))
     torch.testing.assert_close(others.gather(1, index)[:, 0], best, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("solver", ["native", "scipy"])
+@pytest.mark.parametrize("nonfinite", ["report", "last_resort"])
+@pytest.mark.parametrize("sentinel", [INF, 1e9, 1e3])
+@pytest.mark.parametrize("unit", [2.0**-100, 2.0**-50, 1.0])
+def test_the_unit_of_the_costs_does_not_matter(unit, sentinel, nonfinite, solver):
+    """Similar rows, a dozen of which can hardly be served: the pairs are those of the same costs in another unit."""
+    generator = torch.Generator().manual_seed(0)
+    cost = torch.rand(1, 60, generator=generator) + 1e-2 * torch.rand(40, 60, generator=generator)
+    cost[:12, 5:] = INF
+    expected = linear_assignment(torch.where(cost.isinf(), 1e4, cost).double(), solver="scipy").pred_of_gt
+    hopeless = cost[torch.arange(40), expected].isinf()
+    assert hopeless.sum() == 7
+    found = linear_assignment(
+        torch.where(cost.isinf(), sentinel, cost * unit), solver=solver, nonfinite=nonfinite
+    ).pred_of_gt
+    assert torch.equal(found[~hopeless], expected[~hopeless])
 
 
 @pytest.mark.parametrize("solver", ["native", "scipy"])

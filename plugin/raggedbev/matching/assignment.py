@@ -25,7 +25,6 @@ _SOLVERS = ("auto", "native", "scipy")
 _NONFINITE = ("report", "last_resort")
 COLUMNS_PER_MINIMUM = 64
 """Predictions of one entry of `minima`."""
-_LONG = 1e6  # sums of this size have no digits below 1e-10
 
 
 class IndexPairs(NamedTuple):
@@ -301,10 +300,10 @@ def _solve_one(matrix: np.ndarray, last_resort: bool) -> tuple[np.ndarray, np.nd
 
 def _with_finite_sentinels(matrix: np.ndarray, finite: np.ndarray) -> np.ndarray:
     """Non-finite entries replaced by a cost that no sum of finite ones outweighs."""
-    values = matrix[finite] if finite.any() else np.zeros(1)
-    worst, best = values.max(), values.min()
-    sentinel = worst + (min(matrix.shape) + 1) * (worst - best) + 1
-    return np.where(finite, matrix, sentinel)
+    values = matrix[finite].astype(np.float64) if finite.any() else np.zeros(1)
+    worst, best = float(values.max()), float(values.min())
+    unit = max(abs(worst), abs(best)) or 1.0
+    return np.where(finite, matrix, worst + (min(matrix.shape) + 1) * (worst - best) + unit)
 
 
 def _summable(matrix: np.ndarray) -> np.ndarray:
@@ -315,10 +314,8 @@ def _summable(matrix: np.ndarray) -> np.ndarray:
     """
     magnitude = np.abs(matrix, dtype=np.float64)
     largest = float(magnitude.max())
-    if largest < _LONG:
-        return matrix
     outlier = magnitude == largest
-    huge = 16.0 * (min(matrix.shape) + 1) * (float(magnitude[~outlier].max(initial=0.0)) + 1)
+    huge = 16.0 * (min(matrix.shape) + 1) * (float(magnitude.max(where=~outlier, initial=0.0)) or 1.0)
     if largest > huge:
         return np.where(outlier, np.copysign(huge, matrix), matrix)
     return matrix.astype(np.float64) * (2.0**-512 if largest > 1e200 else 1.0)
