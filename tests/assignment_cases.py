@@ -73,8 +73,8 @@ def check_duals(cost, result):
 
 
 def leveled(cost):
-    """Float64 costs with the same optimal pairs, whose digits are not lost beside those of sentinels and forbidden edges:
-    these are a little more than what all others can add up to."""
+    """Float64 costs with the same optimal pairs, whose digits are not lost beside sentinels and forbidden edges: these
+    are a little more than what all others can add up to."""
     cost = cost.double()
     beyond = cost > 1e30
     others = cost[~beyond].abs()

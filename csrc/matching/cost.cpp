@@ -23,26 +23,25 @@ namespace {
 using at::Tensor;
 using OptionalTensors = c10::List<std::optional<Tensor>>;
 
-// Dimensions `into`, to which those before the last `own` ones broadcast, as one.
-Tensor folded(const std::string& name, const Tensor& tensor, at::IntArrayRef into, int64_t own) {
+// Dimensions `into` as one, before those of `own`. What stands before `own` broadcasts to `into`.
+Tensor folded(const std::string& name, const Tensor& tensor, at::IntArrayRef into, at::IntArrayRef own) {
   const at::IntArrayRef sizes = tensor.sizes();
-  const int64_t num = tensor.dim() - own, missing = static_cast<int64_t>(into.size()) - num;
-  bool fits = num >= 0 && missing >= 0, expands = missing > 0;
+  const int64_t num = static_cast<int64_t>(sizes.size()) - static_cast<int64_t>(own.size());
+  const int64_t missing = static_cast<int64_t>(into.size()) - num;
+  bool fits = num >= 0 && missing >= 0 && sizes.slice(num) == own, expands = missing > 0;
   for (int64_t i = 0; fits && i < num; ++i) {
     fits = sizes[i] == into[missing + i] || sizes[i] == 1;
     expands |= sizes[i] != into[missing + i];
   }
-  TORCH_CHECK_VALUE(fits, name, " must have the leading dimensions ", Shape{into}, ", got shape ", Shape{sizes});
-  Tensor result = tensor;
-  if (expands) {
-    at::DimVector shape(into);
-    shape.append(sizes.begin() + num, sizes.end());
-    result = result.expand(shape);
-  }
-  if (into.size() == 1) return result;
-  at::DimVector shape{c10::multiply_integers(into)};
-  shape.append(sizes.begin() + num, sizes.end());
-  return result.reshape(shape);
+  at::DimVector shape(into);
+  shape.append(own.begin(), own.end());
+  TORCH_CHECK_VALUE(fits, name, " must have shape ", Shape{shape},
+                    " or broadcast to it in the leading dimensions, got ", Shape{sizes});
+  const Tensor expanded = expands ? tensor.expand(shape) : tensor;
+  if (into.size() == 1) return expanded;
+  at::DimVector flat{c10::multiply_integers(into)};
+  flat.append(own.begin(), own.end());
+  return expanded.reshape(flat);
 }
 
 // The last dimension's entries side by side; other strides may be anything.
@@ -50,12 +49,15 @@ Tensor with_rows(const Tensor& tensor) {
   return tensor.size(2) <= 1 || tensor.stride(2) == 1 ? tensor : tensor.contiguous();
 }
 
-void check_like(const std::string& name, const Tensor& tensor, at::IntArrayRef shape, const Tensor& logits) {
-  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must have shape ", Shape{shape}, ", got ", Shape{tensor.sizes()});
+// The same, for what must have the type and device of the logits.
+Tensor folded_like(const Tensor& logits, const std::string& name, const Tensor& tensor, at::IntArrayRef into,
+                   at::IntArrayRef own) {
+  const Tensor result = folded(name, tensor, into, own);
   TORCH_CHECK_TYPE(tensor.scalar_type() == logits.scalar_type(), name, " must have the logits' type ",
                    name_of(logits.scalar_type()), ", got ", name_of(tensor.scalar_type()));
   TORCH_CHECK_VALUE(tensor.device() == logits.device(), name, " must be on ", logits.device(), ", got ",
                     tensor.device());
+  return result;
 }
 
 std::tuple<Tensor, Tensor> match_cost(const Tensor& all_logits, const Tensor& all_labels, const Tensor& num_gt,
@@ -74,12 +76,14 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& all_logits, const Tensor& al
                     "the leading dimensions of labels must be the last ones of cls_logits, ", Shape{lead}, ", got ",
                     Shape{gt_lead});
   const at::AutoDispatchBelowADInplaceOrView no_gradients;
-  const Tensor logits = folded("cls_logits", all_logits, lead, 2), labels = folded("labels", all_labels, gt_lead, 1);
+  const int64_t num_preds = all_logits.size(-2), rows = all_labels.size(-1);
+  const Tensor logits = folded("cls_logits", all_logits, lead, {num_preds, all_logits.size(-1)});
+  const Tensor labels = folded("labels", all_labels, gt_lead, {rows});
   TORCH_CHECK_TYPE(logits.scalar_type() == at::kFloat || logits.scalar_type() == at::kDouble,
                    "cls_logits must be float32 or float64, got ", name_of(logits.scalar_type()));
-  const int64_t problems = logits.size(0), num_preds = logits.size(1), samples = labels.size(0), rows = labels.size(1);
+  const int64_t problems = logits.size(0), samples = labels.size(0);
   check_integers("labels", labels, 2, "M, G", labels);
-  const Tensor counts = folded("num_gt", num_gt, gt_lead, 0);
+  const Tensor counts = folded("num_gt", num_gt, gt_lead, {});
   check_integers("num_gt", counts, 1, "M", labels);
   TORCH_CHECK_VALUE(labels.device() == logits.device(), "labels must be on ", logits.device(), ", got ",
                     labels.device());
@@ -109,10 +113,10 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& all_logits, const Tensor& al
   p.logits_problem_stride = kept.back().stride(0), p.logits_pred_stride = kept.back().stride(1);
   for (size_t i = 0; i < terms; ++i) {
     const std::string name = "l1[" + std::to_string(i) + "].";
-    const Tensor own = folded(name + "preds", preds[i], lead, 2), targets = folded(name + "targets", gt[i], gt_lead, 2);
-    const int64_t dims = own.size(2);
-    check_like(name + "preds", own, {problems, num_preds, dims}, logits);
-    check_like(name + "targets", targets, {samples, rows, dims}, logits);
+    TORCH_CHECK_VALUE(preds[i].dim() > 0, name, "preds must be [..., P, D], got ()");
+    const int64_t dims = preds[i].size(-1);
+    const Tensor own = folded_like(logits, name + "preds", preds[i], lead, {num_preds, dims});
+    const Tensor targets = folded_like(logits, name + "targets", gt[i], gt_lead, {rows, dims});
     TORCH_CHECK_VALUE(weights[i] >= 0, name + "weight must not be negative, got ", weights[i]);
     L1Term& term = p.l1[i];
     term.preds = keep(with_rows(own));
@@ -120,24 +124,18 @@ std::tuple<Tensor, Tensor> match_cost(const Tensor& all_logits, const Tensor& al
     term.gt = keep(targets.contiguous()), term.dims = dims, term.weight = weights[i];
     const std::optional<Tensor> factor = factors.get(i);
     if (!factor.has_value()) continue;
-    check_like(name + "factors", *factor, {dims}, logits);
-    term.factors = keep(factor->contiguous());
+    term.factors = keep(folded_like(logits, name + "factors", *factor, {}, {dims}).contiguous());
   }
   if (boxes.has_value()) {
-    const Tensor own = folded("overlap.preds", *boxes, lead, 2),
-                 targets = folded("overlap.targets", *gt_boxes, gt_lead, 2);
-    const Tensor image_sizes = folded("overlap.image_sizes", *sizes, gt_lead, 1);
-    check_like("overlap.preds", own, {problems, num_preds, 4}, logits);
-    check_like("overlap.targets", targets, {samples, rows, 4}, logits);
-    check_like("overlap.image_sizes", image_sizes, {samples, 2}, logits);
+    const Tensor own = folded_like(logits, "overlap.preds", *boxes, lead, {num_preds, 4});
+    const Tensor targets = folded_like(logits, "overlap.targets", *gt_boxes, gt_lead, {rows, 4});
+    const Tensor image_sizes = folded_like(logits, "overlap.image_sizes", *sizes, gt_lead, {2});
     p.boxes = keep(with_rows(own));
     p.boxes_problem_stride = kept.back().stride(0), p.boxes_pred_stride = kept.back().stride(1);
     p.gt_boxes = keep(targets.contiguous()), p.sizes = keep(image_sizes.contiguous());
   }
   if (extra.has_value()) {
-    const Tensor others = folded("extra", *extra, lead, 2);
-    check_like("extra", others, {problems, rows, num_preds}, logits);
-    p.extra = keep(others.contiguous());
+    p.extra = keep(folded_like(logits, "extra", *extra, lead, {rows, num_preds}).contiguous());
   }
 
   at::DimVector shape(lead);

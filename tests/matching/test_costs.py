@@ -56,8 +56,58 @@ def test_l1_costs_equal_pairwise_distances():
     )
     with pytest.raises(ValueError, match=r"code_weights must have 10 entries, got \(2,\)"):
         costs.box3d_l1_cost(preds, targets, code_weights=[1.0, 2.0])
-    with pytest.raises(ValueError, match="same width, got 10 and 9"):
+    with pytest.raises(ValueError, match=r"must have the same width, got \(5, 10\) and \(3, 9\)"):
         costs.l1_cost(preds, targets[:, :9])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fn", [costs.focal_loss_cost, costs.classification_cost])
+def test_class_costs_of_half_types_are_those_of_float32(fn, dtype):
+    logits = torch.tensor([[-20.0, -12], [0, 12], [20, 3]]).to(dtype)
+    cost = fn(logits, torch.tensor([0, 1]))
+    assert cost.dtype == torch.float32 and cost.isfinite().all()
+    assert torch.equal(cost, fn(logits.float(), torch.tensor([0, 1])))
+
+
+@pytest.mark.parametrize("fn", [costs.l1_cost, costs.bbox_l1_cost, costs.iou_cost], ids=lambda fn: fn.__name__)
+def test_types_of_boxes(fn):
+    """The wider one; half types and integers are float32, as distances in pixels have no room in a half type."""
+    boxes, targets = torch.tensor([[0.0, 0, 400, 300]]), torch.tensor([[0.0, 0, 60000, 60000]])
+    expected = fn(boxes, targets)
+    assert expected.isfinite().all()
+    for preds in (boxes.half(), boxes.bfloat16(), boxes.long(), boxes.int()):
+        found = fn(preds, targets)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+        assert fn(preds, targets.double()).dtype == fn(boxes.double(), targets).dtype == torch.float64
+    assert fn(boxes.half(), boxes.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("width", [3, 5])
+def test_widths_of_boxes(width):
+    wrong = torch.zeros(5, width)
+    for fn, right in ((costs.bbox_l1_cost, 4), (costs.iou_cost, 4), (costs.center_l1_cost, 2)):
+        message = rf"must have width {right}, got \(5, {width}\) and \(5, {width}\)"
+        with pytest.raises(ValueError, match=message):
+            fn(wrong, wrong)
+    with pytest.raises(ValueError, match=r"same width, got \(4,\) and \(5, 4\)"):
+        costs.l1_cost(torch.zeros(4), torch.zeros(5, 4))
+
+
+def test_costs_under_vmap():
+    preds, targets = _random(7, 5, 4), _random(7, 3, 4, seed=1)
+    for fn in (costs.l1_cost, costs.bbox_l1_cost, costs.iou_cost):
+        assert torch.equal(torch.vmap(fn)(preds, targets), fn(preds, targets))
+        assert torch.equal(torch.vmap(fn, (None, 0))(preds[0], targets), fn(preds[0], targets))
+        assert torch.equal(torch.vmap(fn, (0, None))(preds, targets[0]), fn(preds, targets[0]))
+
+
+@pytest.mark.parametrize("name", ["weight", "alpha", "gamma", "eps"])
+def test_settings_are_numbers(name):
+    with pytest.raises(ValueError, match=f"^{name} of the classification cost must be a number, got nan$"):
+        costs.ClassCost(**{name: float("nan")})
+    with pytest.raises(TypeError, match=f"^{name} of the classification cost must be a number, got None$"):
+        costs.ClassCost(**{name: None})
 
 
 def test_box_formats():

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raggedbev import _extension
-from raggedbev.matching import ClassCost
+from raggedbev.matching import ClassCost, fused
 from raggedbev.matching.fused import L1Term, OverlapTerm, _match_cost_with_torch, block_minima, match_cost
 
 needs_operator = pytest.mark.skipif(not _extension.COMPILED, reason="the compiled operators were not built")
@@ -277,8 +277,16 @@ def test_settings_change_the_result():
         assert all(not torch.allclose(first, second) for second in results[:i]), i
 
 
-@needs_operator
-def test_wrong_arguments():
+PATHS = [pytest.param("_match_cost", marks=needs_operator), "_match_cost_with_torch"]
+"""The operator, and what runs where it was not built."""
+
+
+LEADING = " or broadcast to it in the leading dimensions, got "
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_wrong_arguments(monkeypatch, path):
+    monkeypatch.setattr(fused, "_match_cost", getattr(fused, path))
     good = case(dims=(8, 2), overlap="giou")
     term, boxes = good["l1"][0], good["overlap"]
 
@@ -288,17 +296,17 @@ def test_wrong_arguments():
 
     fails(
         ValueError,
-        r"l1\[0\].preds must have shape \(6, 70, 8\), got \(6, 69, 8\)",
+        rf"l1\[0\].preds must have shape \(2, 3, 70, 8\){LEADING}\(2, 3, 69, 8\)",
         l1=[L1Term(term.preds[:, :, 1:], term.targets)],
     )
     fails(
         ValueError,
-        r"l1\[0\].targets must have shape \(3, 5, 8\), got \(3, 5, 7\)",
+        rf"l1\[0\].targets must have shape \(3, 5, 8\){LEADING}\(3, 5, 7\)",
         l1=[L1Term(term.preds, term.targets[..., 1:])],
     )
     fails(
         ValueError,
-        r"l1\[0\].factors must have shape \(8,\), got \(3,\)",
+        rf"l1\[0\].factors must have shape \(8,\){LEADING}\(3,\)",
         l1=[L1Term(term.preds, term.targets, 1.0, torch.ones(3))],
     )
     fails(ValueError, "at most 4 L1 terms", l1=[term] * 5)
@@ -309,14 +317,14 @@ def test_wrong_arguments():
     )
     fails(
         ValueError,
-        r"overlap.targets must have shape \(3, 5, 4\), got \(3, 5, 3\)",
+        rf"overlap.targets must have shape \(3, 5, 4\){LEADING}\(3, 5, 3\)",
         overlap=OverlapTerm(boxes.preds, boxes.targets[..., 1:], boxes.image_sizes),
     )
     fails(TypeError, "labels must be int32 or int64, got torch.float32", labels=good["labels"].float())
     fails(TypeError, "num_gt must be int32 or int64, got torch.bool", num_gt=good["num_gt"].bool())
     fails(
         ValueError,
-        r"l1\[1\].preds must have the leading dimensions \(2, 3\), got shape \(4, 3, 70, 2\)",
+        rf"l1\[1\].preds must have shape \(2, 3, 70, 2\){LEADING}\(4, 3, 70, 2\)",
         l1=[term, L1Term(torch.zeros(4, 3, 70, 2), torch.zeros(3, 5, 2))],
     )
     fails(
@@ -331,10 +339,23 @@ def test_wrong_arguments():
         labels=good["labels"][0],
     )
     fails(ValueError, r"got \(2, 3, 70, 4\) and \(\)", labels=torch.tensor(1))
-    for weight in ({"l1": [L1Term(term.preds, term.targets, NAN)]}, {"class_cost": ClassCost(NAN)}):
-        fails(ValueError, rf"{'l1.0.' if 'l1' in weight else 'class_cost'}.weight must be a number, got nan", **weight)
+    fails(ValueError, r"l1\[0\].weight must be a number, got nan", l1=[L1Term(term.preds, term.targets, NAN)])
+    fails(TypeError, r"l1\[0\].weight must be a number, got 'a'", l1=[L1Term(term.preds, term.targets, "a")])
     fails(ValueError, "overlap.weight must be a number, got nan", overlap=OverlapTerm(*vars_of_overlap(boxes), NAN))
     fails(ValueError, "extra_weight must be a number, got nan", extra_weight=NAN)
+    fails(TypeError, "cls_logits must be a tensor of real numbers, got list", cls_logits=[[1.0]])
+    fails(TypeError, "num_gt must be a tensor of real numbers, got list", num_gt=[1, 2, 3])
+    fails(
+        TypeError,
+        r"l1\[0\].preds must be a tensor of real numbers, got torch.complex64",
+        l1=[L1Term(term.preds * 1j, term.targets)],
+    )
+    fails(
+        TypeError,
+        "overlap.image_sizes must be a tensor of real numbers, got tuple",
+        overlap=OverlapTerm(boxes.preds, boxes.targets, (3, 4)),
+    )
+    fails(ValueError, rf"num_gt must have shape \(3,\){LEADING}\(4,\)", num_gt=torch.ones(4, dtype=torch.int64))
     fails(TypeError, "extra must be a tensor of real numbers, got float", extra=1.0)
     fails(TypeError, "extra must be a tensor of real numbers, got torch.complex64", extra=torch.zeros(5, 70) * 1j)
     for shape in ((2, 3, 5, 69), (2, 3, 4, 70), (2, 3, 5, 1), ()):
@@ -342,7 +363,7 @@ def test_wrong_arguments():
         fails(ValueError, found, extra=torch.zeros(shape))
     fails(
         ValueError,
-        r"extra must have the leading dimensions \(2, 3\), got shape \(4, 3, 5, 70\)",
+        rf"extra must have shape \(2, 3, 5, 70\){LEADING}\(4, 3, 5, 70\)",
         extra=torch.zeros(4, 3, 5, 70),
     )
 
@@ -389,9 +410,42 @@ def test_negative_weights_of_distances(replace, device):
     torch.testing.assert_close(cost[finite], (2 * without - added)[finite], rtol=1e-4, atol=1e-4)
 
 
-@needs_operator
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("weight", [1.0, -1.0])
+def test_wrong_shapes_of_distances_whatever_their_weight(monkeypatch, path, weight):
+    monkeypatch.setattr(fused, "_match_cost", getattr(fused, path))
+    logits, labels = torch.zeros(5, 3), torch.zeros(3, dtype=torch.int64)
+    for preds, targets, name in (
+        ((1, 2), (3, 2), "preds"), ((5, 2), (1, 2), "targets"), ((5, 2), (3, 3), "targets"), ((5, 0), (3, 1), "targets")
+    ):  # fmt: skip
+        term = L1Term(torch.zeros(preds), torch.zeros(targets), weight)
+        with pytest.raises(
+            ValueError, match=rf"l1\[0\].{name} must have shape .* got \({targets[0] if name == 'targets' else 1}, "
+        ):
+            match_cost(logits, labels, ClassCost(), l1=[term])
+    with pytest.raises(ValueError, match="at most 4 L1 terms"):
+        match_cost(logits, labels, ClassCost(), l1=[L1Term(torch.zeros(5, 2), torch.zeros(3, 2), weight)] * 5)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-40, 1e-29, 1e-12])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_any_eps(eps, dtype):
+    """Where a probability has no digits left, the logarithm is that of eps."""
+    logits = torch.tensor([-800.0, -200, -100, -88, -60, -20, 0, 20, 60, 88, 100, 200, 800], dtype=dtype).unsqueeze(1)
+    for replace in (True, False):
+        check(
+            {
+                "cls_logits": logits.unsqueeze(0),
+                "labels": torch.tensor([[0]]),
+                "class_cost": ClassCost(1.0, eps=eps),
+                "replace_nonfinite": replace,
+            }
+        )
+
+
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("overlap, dims", [("giou", (8, 2)), (None, (4,))])
-def test_vmap(overlap, dims):
+def test_vmap(monkeypatch, overlap, dims, path):
     """Over batches with their own ground truth, over predictions alone, over factors, and over single samples."""
     batches = [case(overlap=overlap, dims=dims, extra=True, seed=seed) for seed in range(3)]
     names = ("cls_logits", "labels", "num_gt", "extra")

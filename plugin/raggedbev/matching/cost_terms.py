@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from raggedbev.matching import costs
-from raggedbev.matching.costs import ClassCost
+from raggedbev.matching.costs import ClassCost, widened
 
 __all__ = [
     "BoxL1Term",
@@ -28,7 +28,6 @@ __all__ = [
     "MaskFocalTerm",
     "MatchInputs",
     "fields_read",
-    "widened",
 ]
 
 
@@ -78,12 +77,6 @@ CostTerm = Callable[[MatchInputs], Tensor]
 def fields_read(terms: Sequence[CostTerm]) -> frozenset[str]:
     """Names of the fields of `MatchInputs` that these terms read: `reads` of each; all, if one does not say."""
     return frozenset(name for term in terms for name in getattr(term, "reads", _FIELDS))
-
-
-def widened(values: Tensor) -> Tensor:
-    """`values` detached, half types as float32: their range is too small for the logarithms of a class cost."""
-    values = values.detach()
-    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 @dataclass(frozen=True)

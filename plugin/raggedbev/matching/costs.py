@@ -21,6 +21,7 @@ __all__ = [
     "bbox_l1_cost",
     "box3d_l1_cost",
     "center_l1_cost",
+    "check_number",
     "classification_cost",
     "cxcywh_to_xyxy",
     "focal_loss_cost",
@@ -29,8 +30,38 @@ __all__ = [
     "normalize_box3d",
     "replace_nonfinite_",
     "row_tensor",
+    "widened",
     "xyxy_to_cxcywh",
 ]
+
+
+def widened(values: Tensor) -> Tensor:
+    """`values` detached, half types as float32: their range is too small for the logarithms of a class cost."""
+    values = values.detach()
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def check_number(name: str, value: float) -> None:
+    """TypeError for what is no number, ValueError for NaN."""
+    try:
+        is_nan = float(value) != float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+    if is_nan:
+        raise ValueError(f"{name} must be a number, got {value}")
+
+
+def _comparable(preds: Tensor, targets: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Both in one floating-point type, half types and integers as float32; a ValueError unless they are as wide."""
+    widths = [values.shape[-1] if values.dim() > 1 else None for values in (preds, targets)]
+    if None in widths or widths[0] != widths[1] or width not in (None, widths[0]):
+        what = "the same width" if width is None else f"width {width}"
+        raise ValueError(
+            f"preds [..., P, D] and targets [..., G, D] must have {what}, "
+            f"got {tuple(preds.shape)} and {tuple(targets.shape)}"
+        )
+    dtype = torch.promote_types(torch.promote_types(preds.dtype, targets.dtype), torch.float32)
+    return preds.detach().to(dtype), targets.detach().to(dtype)
 
 
 def row_tensor(values: Sequence[float] | Tensor, like: Tensor) -> Tensor:
@@ -111,9 +142,9 @@ def focal_loss_cost(
         eps: added inside the logarithms.
 
     Returns:
-        [..., G, P].
+        [..., G, P], in float32 for half types.
     """
-    prob = cls_logits.sigmoid()
+    prob = widened(cls_logits).sigmoid()
     negative = -(1 - prob + eps).log() * (1 - alpha) * prob.pow(gamma)
     positive = -(prob + eps).log() * alpha * (1 - prob).pow(gamma)
     return _class_columns((positive - negative) * weight, labels)
@@ -121,7 +152,7 @@ def focal_loss_cost(
 
 def classification_cost(cls_logits: Tensor, labels: Tensor, *, weight: float = 1.0) -> Tensor:
     """Negative softmax probability of the object's class (DETR, equation 9): [..., P, C], [..., G] -> [..., G, P]."""
-    return _class_columns(cls_logits.softmax(-1) * -weight, labels)
+    return _class_columns(widened(cls_logits).softmax(-1) * -weight, labels)
 
 
 def _rows_and_columns(preds: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -132,19 +163,28 @@ def _rows_and_columns(preds: Tensor, targets: Tensor) -> list[tuple[Tensor, Tens
 
 
 def l1_cost(preds: Tensor, targets: Tensor) -> Tensor:
-    """Sum of absolute differences: [..., P, D], [..., G, D] -> [..., G, P].
+    """Sum of absolute differences.
 
-    One coordinate at a time into one buffer, so that memory stays at twice [..., G, P].
+    One coordinate at a time is added up, so that memory stays at twice [..., G, P].
+
+    Args:
+        preds: [..., P, D].
+        targets: [..., G, D] (leading dimensions broadcast).
+
+    Returns:
+        [..., G, P] in the wider of both types, in float32 for half types and integers.
+
+    Raises:
+        ValueError: the widths D differ.
     """
-    if preds.shape[-1] != targets.shape[-1]:
-        raise ValueError(f"preds and targets must have the same width, got {preds.shape[-1]} and {targets.shape[-1]}")
+    preds, targets = _comparable(preds, targets)
     lead = torch.broadcast_shapes(preds.shape[:-2], targets.shape[:-2])
-    total = preds.new_zeros((*lead, targets.shape[-2], preds.shape[-2]))
-    difference = torch.empty_like(total)
+    total = difference = None
     for row, column in _rows_and_columns(preds, targets):
-        torch.sub(row, column, out=difference)
-        total += difference.abs_()
-    return total
+        del difference
+        difference = (row - column).abs_()
+        total = difference if total is None else total.add_(difference)
+    return preds.new_zeros((*lead, targets.shape[-2], preds.shape[-2])) if total is None else total
 
 
 def box3d_l1_cost(
@@ -165,7 +205,10 @@ def box3d_l1_cost(
         num_dims: leading coordinates that count; none: all (8 leaves out velocity).
 
     Returns:
-        [..., G, P].
+        [..., G, P], see `l1_cost`.
+
+    Raises:
+        ValueError: the widths differ, or there are not D `code_weights`.
     """
     if code_weights is not None:
         factors = row_tensor(code_weights, box_preds)
@@ -185,8 +228,12 @@ def bbox_l1_cost(box_preds: Tensor, gt_boxes: Tensor, *, weight: float = 1.0, bo
         box_format: the representation that is compared: 'xywh' (centre and size) or 'xyxy' (corners).
 
     Returns:
-        [..., G, P].
+        [..., G, P], see `l1_cost`.
+
+    Raises:
+        ValueError: boxes do not have four columns, or `box_format` is unknown.
     """
+    box_preds, gt_boxes = _comparable(box_preds, gt_boxes, width=4)
     if box_format == "xywh":
         return l1_cost(box_preds, xyxy_to_cxcywh(gt_boxes)).mul_(weight)
     if box_format == "xyxy":
@@ -195,8 +242,8 @@ def bbox_l1_cost(box_preds: Tensor, gt_boxes: Tensor, *, weight: float = 1.0, bo
 
 
 def center_l1_cost(center_preds: Tensor, gt_centers: Tensor, *, weight: float = 1.0) -> Tensor:
-    """L1 distance of 2D centres in the same units: [..., P, 2], [..., G, 2] -> [..., G, P]."""
-    return l1_cost(center_preds, gt_centers).mul_(weight)
+    """L1 distance of 2D centres in the same units: [..., P, 2], [..., G, 2] -> [..., G, P], see `l1_cost`."""
+    return l1_cost(*_comparable(center_preds, gt_centers, width=2)).mul_(weight)
 
 
 def iou_cost(
@@ -212,20 +259,24 @@ def iou_cost(
         eps: lower bound of union and enclosing area, in square pixels.
 
     Returns:
-        [..., G, P].
+        [..., G, P] in the wider of both types, in float32 for half types and integers.
+
+    Raises:
+        ValueError: boxes do not have four columns, or `iou_mode` is unknown.
     """
     if iou_mode not in ("iou", "giou"):
         raise ValueError(f"iou_mode must be 'iou' or 'giou', got {iou_mode!r}")
+    pred_boxes, gt_boxes = _comparable(pred_boxes, gt_boxes, width=4)
     (gx0, px0), (gy0, py0), (gx1, px1), (gy1, py1) = _rows_and_columns(pred_boxes, gt_boxes)
     areas = (px1 - px0) * (py1 - py0) + (gx1 - gx0) * (gy1 - gy0)
-    overlap = (px1.minimum(gx1) - px0.maximum(gx0)).clamp_(min=0)
-    overlap *= (py1.minimum(gy1) - py0.maximum(gy0)).clamp_(min=0)
-    union = areas.sub_(overlap).clamp_(min=eps)
+    overlap = (px1.minimum(gx1) - px0.maximum(gx0)).clamp_min_(0)
+    overlap *= (py1.minimum(gy1) - py0.maximum(gy0)).clamp_min_(0)
+    union = areas.sub_(overlap).clamp_min_(eps)
     result = overlap / union
     if iou_mode == "giou":
-        enclosed = (px1.maximum(gx1) - px0.minimum(gx0)).clamp_(min=0)
-        enclosed *= (py1.maximum(gy1) - py0.minimum(gy0)).clamp_(min=0)
-        enclosed.clamp_(min=eps)
+        enclosed = (px1.maximum(gx1) - px0.minimum(gx0)).clamp_min_(0)
+        enclosed *= (py1.maximum(gy1) - py0.minimum(gy0)).clamp_min_(0)
+        enclosed.clamp_min_(eps)
         result -= (enclosed - union).div_(enclosed)
     return result.mul_(-weight)
 
@@ -251,6 +302,8 @@ class ClassCost:
     def __post_init__(self) -> None:
         if self.kind not in ("focal", "softmax"):
             raise ValueError(f"kind of classification cost must be 'focal' or 'softmax', got {self.kind!r}")
+        for name in ("weight", "alpha", "gamma", "eps"):
+            check_number(f"{name} of the classification cost", getattr(self, name))
 
     def __call__(self, cls_logits: Tensor, labels: Tensor) -> Tensor:
         """[..., P, C], [..., G] -> [..., G, P]."""

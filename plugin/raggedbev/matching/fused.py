@@ -22,6 +22,9 @@ from raggedbev.matching.costs import ClassCost
 
 __all__ = ["L1Term", "MatchCost", "OverlapTerm", "match_cost"]
 
+_MOST_L1_TERMS = 4  # of the operator
+_LEAST_EPS = 1e-30  # the operator's logarithms in float32 have nothing below the normal numbers
+
 
 @dataclass(frozen=True, eq=False)
 class L1Term:
@@ -93,7 +96,7 @@ def match_cost(
         cls_logits: [..., P, C] logits.
         labels: [..., G] integer; a label outside [0, C) has class cost 0, whatever the logits.
         class_cost: the classification cost.
-        l1: at most four distances, which are added. A negative weight takes the slower path of plain torch.
+        l1: at most four distances, which are added. One with a negative weight is computed in plain torch, slower.
         overlap: an overlap, which is subtracted.
         extra: [..., G, P] the cost of other terms, which is added; filler rows are not looked at.
         extra_weight: factor of `extra`.
@@ -104,9 +107,12 @@ def match_cost(
         Costs and their minima.
 
     Raises:
-        TypeError: `extra` is no tensor of real numbers.
-        ValueError: shapes or devices do not fit, or a weight is NaN.
+        TypeError: something is no tensor of real numbers, `labels` or `num_gt` no tensor of int32 or int64, a weight no
+            number.
+        ValueError: shapes, devices or the number of distances do not fit, or a weight is NaN.
     """
+    _check_tensors(cls_logits, labels, num_gt, l1, overlap, extra)
+    _check_weights(l1, overlap, extra_weight)
     if cls_logits.dim() < 2 or labels.dim() < 1:
         raise ValueError(
             "cls_logits must be [..., P, C] and labels [..., G], "
@@ -119,14 +125,10 @@ def match_cost(
         labels = labels.expand(*lead, labels.shape[-1])
     if num_gt is None:
         num_gt = labels.new_full(gt_lead, labels.shape[-1])
-    if extra is not None and (not isinstance(extra, Tensor) or extra.is_complex()):
-        raise TypeError(f"extra must be a tensor of real numbers, got {getattr(extra, 'dtype', type(extra).__name__)}")
     if extra is not None and extra.shape[-2:] != (labels.shape[-1], cls_logits.shape[-2]):
         raise ValueError(
             f"extra must be [..., {labels.shape[-1]}, {cls_logits.shape[-2]}] like the costs, got {tuple(extra.shape)}"
         )
-    _check_devices(cls_logits, labels, num_gt, l1, overlap, extra)
-    _check_weights(class_cost, l1, overlap, extra_weight)
     is_double = any(
         tensor is not None and tensor.dtype == torch.float64
         for tensor in (cls_logits, extra, *[term.preds for term in l1])
@@ -138,8 +140,15 @@ def match_cost(
             tensor = tensor.detach()
         return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
-    is_negative = any(term.weight < 0 for term in l1)
-    cost, minima = (_match_cost_with_torch if is_negative else _match_cost)(
+    for i, term in enumerate(l1):
+        if term.weight < 0:  # the operator multiplies coordinates by the weight
+            shape = (*lead, cls_logits.shape[-2]), (*gt_lead, labels.shape[-1])
+            distance = _distance(f"l1[{i}].", data(term.preds), data(term.targets), term.factors, *shape)
+            distance = distance.mul_(float(term.weight))
+            extra, extra_weight = distance if extra is None else data(extra) * extra_weight + distance, 1.0
+    l1 = [term for term in l1 if not term.weight < 0]
+    has_no_digits = class_cost.kind == "focal" and class_cost.eps < _LEAST_EPS and not is_double
+    cost, minima = (_match_cost_with_torch if has_no_digits else _match_cost)(
         data(cls_logits),
         labels,
         num_gt,
@@ -164,49 +173,52 @@ def match_cost(
     return MatchCost(cost, minima)
 
 
-def _check_devices(
+def _check_tensors(
     cls_logits: Tensor,
     labels: Tensor,
-    num_gt: Tensor,
+    num_gt: Tensor | None,
     l1: Sequence[L1Term],
     overlap: OverlapTerm | None,
     extra: Tensor | None,
 ) -> None:
-    """ValueError for a tensor that is not on the device of the logits."""
-    device = cls_logits.device
+    """TypeError for what is no tensor of real numbers, ValueError for one that is not on the device of the logits."""
+    device = getattr(cls_logits, "device", None)
 
-    def check(name: str, tensor: Tensor | None) -> None:
-        if tensor is not None and tensor.device != device:
+    def check(name: str, tensor: Tensor) -> None:
+        if not isinstance(tensor, Tensor) or tensor.is_complex():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} must be a tensor of real numbers, got {kind}")
+        if tensor.device != device:
             raise ValueError(f"{name} must be on {device}, got {tensor.device}")
 
+    check("cls_logits", cls_logits)
     check("labels", labels)
-    check("num_gt", num_gt)
+    if num_gt is not None:
+        check("num_gt", num_gt)
     for i, term in enumerate(l1):
-        for name in ("preds", "targets", "factors"):
-            check(f"l1[{i}].{name}", getattr(term, name))
+        check(f"l1[{i}].preds", term.preds)
+        check(f"l1[{i}].targets", term.targets)
+        if term.factors is not None:
+            check(f"l1[{i}].factors", term.factors)
     if overlap is not None:
-        for name in ("preds", "targets", "image_sizes"):
-            check(f"overlap.{name}", getattr(overlap, name))
-    check("extra", extra)
+        check("overlap.preds", overlap.preds)
+        check("overlap.targets", overlap.targets)
+        check("overlap.image_sizes", overlap.image_sizes)
+    if extra is not None:
+        check("extra", extra)
 
 
-def _check_weights(
-    class_cost: ClassCost, l1: Sequence[L1Term], overlap: OverlapTerm | None, extra_weight: float
-) -> None:
-    """ValueError for a weight that is NaN: all costs would be."""
-
-    def check(name: str, weight: float) -> None:
-        if weight != weight:
-            raise ValueError(f"{name} must be a number, got {weight}")
-
-    check("class_cost.weight", class_cost.weight)
+def _check_weights(l1: Sequence[L1Term], overlap: OverlapTerm | None, extra_weight: float) -> None:
+    """Also the number of terms, and how boxes overlap."""
+    if len(l1) > _MOST_L1_TERMS:
+        raise ValueError(f"there must be at most {_MOST_L1_TERMS} L1 terms, got {len(l1)}")
     for i, term in enumerate(l1):
-        check(f"l1[{i}].weight", term.weight)
+        costs.check_number(f"l1[{i}].weight", term.weight)
     if overlap is not None:
         if overlap.iou_mode not in ("iou", "giou"):
             raise ValueError(f"iou_mode must be 'iou' or 'giou', got {overlap.iou_mode!r}")
-        check("overlap.weight", overlap.weight)
-    check("extra_weight", extra_weight)
+        costs.check_number("overlap.weight", overlap.weight)
+    costs.check_number("extra_weight", extra_weight)
 
 
 def _common_lead(lead: torch.Size, gt_lead: torch.Size) -> torch.Size:
@@ -250,43 +262,63 @@ def _match_cost_with_torch(
     finite: bool,
 ) -> tuple[Tensor, Tensor]:
     """The sum of the terms, one after another."""
+    for name, integers in (("labels", labels), ("num_gt", num_gt)):
+        if integers.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name} must be int32 or int64, got {integers.dtype}")
+    num_preds, num_rows = cls_logits.shape[-2], labels.shape[-1]
     lead, gt_lead = cls_logits.shape[:-2], labels.shape[:-1]
+    _check_shape("num_gt", num_gt, gt_lead)
     if softmax:
         total = costs.classification_cost(cls_logits, labels, weight=class_weight)
     else:
         total = costs.focal_loss_cost(cls_logits, labels, weight=class_weight, alpha=alpha, gamma=gamma, eps=eps)
+    shape = (*lead, num_preds), (*gt_lead, num_rows)
     for i, (own, target, factor, weight) in enumerate(zip(preds, gt, factors, weights, strict=True)):
-        _check_lead(f"l1[{i}].preds", own, lead, 2)
-        _check_lead(f"l1[{i}].targets", target, gt_lead, 2)
-        total += costs.box3d_l1_cost(own, target, weight=weight, code_weights=factor)
+        total = total + _distance(f"l1[{i}].", own, target, factor, *shape) * weight
     if boxes is not None and gt_boxes is not None and sizes is not None:
-        for name, tensor, into, own_dims in (
-            ("preds", boxes, lead, 2), ("targets", gt_boxes, gt_lead, 2), ("image_sizes", sizes, gt_lead, 1)
-        ):  # fmt: skip
-            _check_lead(f"overlap.{name}", tensor, into, own_dims)
+        _check_shape("overlap.preds", boxes, (*lead, num_preds, 4), 2)
+        _check_shape("overlap.targets", gt_boxes, (*gt_lead, num_rows, 4), 2)
+        _check_shape("overlap.image_sizes", sizes, (*gt_lead, 2), 1)
         pixels = costs.cxcywh_to_xyxy(boxes) * torch.cat([sizes, sizes], dim=-1).unsqueeze(-2)
-        total += costs.iou_cost(pixels, gt_boxes, weight=overlap_weight, iou_mode="giou" if giou else "iou")
+        mode = "giou" if giou else "iou"
+        total = total + costs.iou_cost(pixels, gt_boxes, weight=overlap_weight, iou_mode=mode)
     if extra is not None:
-        _check_lead("extra", extra, lead, 2)
-        total += extra * extra_weight
+        _check_shape("extra", extra, (*lead, num_rows, num_preds), 2)
+        total = total + extra * extra_weight
     if finite:
-        costs.replace_nonfinite_(total)
-    _check_lead("num_gt", num_gt, gt_lead, 0)
-    rows = torch.arange(labels.shape[-1], device=labels.device)
+        total = costs.replace_nonfinite_(total)
+    rows = torch.arange(num_rows, device=labels.device)
     total = torch.where((rows < num_gt.unsqueeze(-1)).unsqueeze(-1), total, 0.0)
     return total, block_minima(total)
 
 
-def _check_lead(name: str, tensor: Tensor, into: torch.Size, own_dims: int) -> None:
-    """ValueError unless what stands before the last `own_dims` dimensions broadcasts to `into`."""
-    lead = tensor.shape[: max(tensor.dim() - own_dims, 0)]
+def _distance(
+    name: str,
+    preds: Tensor,
+    targets: Tensor,
+    factors: Tensor | None,
+    of_preds: tuple[int, ...],
+    of_targets: tuple[int, ...],
+) -> Tensor:
+    """L1 distance [..., G, P] of one term; the shapes without D are checked, `name` begins its parts' names."""
+    width = preds.shape[-1] if preds.dim() else 0
+    _check_shape(f"{name}preds", preds, (*of_preds, width), 2)
+    _check_shape(f"{name}targets", targets, (*of_targets, width), 2)
+    if factors is not None:
+        _check_shape(f"{name}factors", factors, (width,), 1)
+    return costs.box3d_l1_cost(preds, targets, code_weights=factors)
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...], own_dims: int = 0) -> None:
+    """ValueError unless the last `own_dims` dimensions are those of `shape`, and the others broadcast to it."""
+    found = tuple(tensor.shape)
+    lead, own = found[: max(len(found) - own_dims, 0)], found[max(len(found) - own_dims, 0) :]
+    into, wanted = shape[: len(shape) - own_dims], shape[len(shape) - own_dims :]
     missing = len(into) - len(lead)
-    if (
-        tensor.dim() < own_dims
-        or missing < 0
-        or any(n not in (1, m) for n, m in zip(lead, into[missing:], strict=True))
-    ):
-        raise ValueError(f"{name} must have the leading dimensions {tuple(into)}, got shape {tuple(tensor.shape)}")
+    if own != wanted or missing < 0 or any(n not in (1, m) for n, m in zip(lead, into[missing:], strict=True)):
+        raise ValueError(
+            f"{name} must have shape {tuple(shape)} or broadcast to it in the leading dimensions, got {found}"
+        )
 
 
 def _match_cost_fake(cls_logits: Tensor, labels: Tensor, *_args: object) -> tuple[Tensor, Tensor]:

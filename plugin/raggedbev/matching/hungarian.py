@@ -18,8 +18,7 @@ from torch import Tensor
 
 from raggedbev.matching import costs
 from raggedbev.matching.assignment import LinearAssignment, check_solver, linear_assignment
-from raggedbev.matching.cost_terms import widened
-from raggedbev.matching.costs import ClassCost
+from raggedbev.matching.costs import ClassCost, widened
 from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.profiling.stages import stage
 from raggedbev.ragged.batch import RaggedBatch

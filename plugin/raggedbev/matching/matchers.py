@@ -20,8 +20,8 @@ from torch import Tensor
 from raggedbev.matching.assignment import IndexPairs, LinearAssignment, check_solver, index_pairs, linear_assignment
 from raggedbev.matching.bev_costs import centers_in_range
 from raggedbev.matching.box_codes import BOX_CODES, encode_box3d
-from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, IoUTerm, MatchInputs, fields_read, widened
-from raggedbev.matching.costs import ClassCost, row_tensor, xyxy_to_cxcywh
+from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, IoUTerm, MatchInputs, fields_read
+from raggedbev.matching.costs import ClassCost, row_tensor, widened, xyxy_to_cxcywh
 from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.matching.hungarian import HungarianMatcher3D
 from raggedbev.matching.overlaps import box3d_iou
