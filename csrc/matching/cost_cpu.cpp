@@ -101,13 +101,13 @@ RAGGEDBEV_INLINE void focal_costs_of(T* values, const Focal<T>& focal, int count
   for (int j = 0; j < count; ++j) values[j] = focal_cost<true>(values[j], focal);
 }
 
-// values, highest, sums: of one class, in: logit, out: probability times weight.
 template <typename T>
 RAGGEDBEV_INLINE void add_exponentials_of(const T* values, const T* highest, T* __restrict sums, int count) {
 #pragma omp simd
   for (int j = 0; j < count; ++j) sums[j] += exp_of_negative(values[j] - highest[j]);
 }
 
+// values: of one class, in: logits, out: probabilities times weight; highest, sums: over all classes.
 template <typename T>
 RAGGEDBEV_INLINE void probabilities_of(T* values, const T* highest, const T* sums, T weight, int count) {
 #pragma omp simd

@@ -104,6 +104,36 @@ def load_operator(
     return call
 
 
+_IN_PYTHON = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def define_operator(
+    schema: str,
+    run: Callable[..., R],
+    *,
+    fake: Callable[..., R],
+    vmap: Callable[[Callable[..., R]], Callable[..., Any]],
+) -> Callable[..., R]:
+    """An operator without gradient whose body is Python that cannot be traced.
+
+    Args:
+        schema: name, arguments and results, as in `csrc/library.cpp`.
+        run: the body, for tensors on any device.
+        fake, vmap: as in `load_operator`.
+
+    Returns:
+        The operator, which `torch.compile`, `torch.export` and `torch.vmap` take as a whole.
+    """
+    qualified_name = f"{NAMESPACE}::{schema.partition('(')[0]}"
+    _IN_PYTHON.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified_name, "CompositeExplicitAutograd", lib=_IN_PYTHON)(run)
+    operator = getattr(getattr(torch.ops, NAMESPACE), qualified_name.partition("::")[2]).default
+    torch.library.register_fake(qualified_name, fake, lib=_IN_PYTHON)
+    if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
+        torch.library.register_vmap(qualified_name, vmap(operator), lib=_IN_PYTHON)
+    return operator
+
+
 def add_batch_dim(operator: Callable[..., Any]) -> Callable[..., Any]:
     """vmap rule: the mapped dimension is one more in front of every tensor argument and of every result."""
 

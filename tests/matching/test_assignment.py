@@ -254,6 +254,58 @@ def test_vmap(solver, device):
     assert torch.equal(shared[0], wanted.pred_of_gt[:, 0]) and (shared[1, 1] == -1).all()
 
 
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+def test_compile_and_export(solver):
+    cost, num_gt = random_costs(2, 4, 6), torch.tensor([4, 1])
+
+    class Match(torch.nn.Module):
+        def forward(self, cost, num_gt):
+            return linear_assignment(cost, num_gt, solver=solver)
+
+    wanted = Match()(cost, num_gt)
+    found = torch.compile(Match(), fullgraph=True, backend="aot_eager")(cost, num_gt)
+    exported = torch.export.export(Match(), (cost, num_gt)).module()(cost, num_gt)
+    for result in (found, exported):
+        assert all(torch.equal(one, other) for one, other in zip(result, wanted, strict=True))
+    assert torch.equal(
+        torch.func.functionalize(lambda cost: linear_assignment(cost, solver=solver).pred_of_gt)(cost),
+        linear_assignment(cost, solver=solver).pred_of_gt,
+    )
+
+
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+def test_check_where_nothing_can_be_read(solver):
+    cost = random_costs(2, 4, 6)
+
+    def match(cost):
+        return linear_assignment(cost, solver=solver, check=True).pred_of_gt
+
+    message = r"check=True reads the result, which torch\.compile and torch\.vmap do not allow"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        torch.vmap(match)(cost)
+    with pytest.raises(Exception, match=message):
+        torch.compile(match, fullgraph=True, backend="eager")(cost)
+
+
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+def test_lazily_negated_and_sparse_costs(solver):
+    cost = random_costs(4, 6)
+    negated = torch.imag(torch.complex(cost, -cost).conj())
+    assert negated.is_neg() and torch.equal(negated, cost)
+    assert torch.equal(
+        linear_assignment(negated, solver=solver).pred_of_gt, linear_assignment(cost, solver=solver).pred_of_gt
+    )
+    with pytest.raises(ValueError, match=r"^cost must be a dense tensor, got torch.sparse_coo$"):
+        linear_assignment(cost.to_sparse(), solver=solver)
+
+
+@pytest.mark.parametrize("solver", ["auto", "scipy"])
+def test_predictions_without_an_object(solver):
+    cost = torch.tensor([[INF, 1.0], [INF, 2.0], [INF, 1.0]])
+    with pytest.raises(ValueError, match=r"leave objects, or predictions where these are fewer, without a pair$"):
+        linear_assignment(cost, solver=solver, check=True)
+
+
 def test_solvers_that_there_are():
     with pytest.raises(ValueError, match=r"^solver must be one of \('auto', 'native', 'scipy'\), got 'auction'$"):
         linear_assignment(torch.zeros(1, 3, 4), solver="auction")

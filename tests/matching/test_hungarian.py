@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raggedbev.matching import ClassCost, HungarianMatcher2D, HungarianMatcher3D
+from raggedbev.matching import ClassCost, HungarianMatcher2D, HungarianMatcher3D, TransFusionMatcher3D
+from raggedbev.matching.hungarian import check_same_objects
 from raggedbev.matching.reference import ARMS, PerSampleMatcher2D, PerSampleMatcher3D
 from raggedbev.ragged import combine_data
 
@@ -80,3 +81,46 @@ def test_wrong_settings():
         ClassCost(kind="dice")
     with pytest.raises(ValueError, match="arm must be one of"):
         PerSampleMatcher3D(arm="fast")
+
+
+@pytest.mark.parametrize("kind", ["3d", "2d", "transfusion"])
+def test_ground_truth_that_does_not_fit_together(kind):
+    """Boxes of two objects with labels of one: nobody would see it in the pairs."""
+
+    def assign(boxes, labels, centers=(1, 3)):
+        logits, codes = predictions(2, len(boxes))
+        box_width = {"3d": 9, "2d": 4, "transfusion": 7}[kind]
+        gt = [combine_data([torch.rand(n, box_width) for n in boxes])]
+        gt.append(combine_data([torch.zeros(n, dtype=torch.long) for n in labels]))
+        if kind == "3d":
+            return HungarianMatcher3D().assign_batch(logits, codes, *gt)
+        if kind == "transfusion":
+            return TransFusionMatcher3D().assign_batch(logits, codes, *gt, [-50, -50, -5, 50, 50, 3])
+        gt.append(combine_data([torch.rand(n, 2) for n in centers]))
+        return HungarianMatcher2D().assign_batch(logits, codes[..., :4], codes[..., :2], *gt, (64, 96))
+
+    assert (assign([1, 3], [1, 3]).status == 0).all()
+    message = r"gt_labels must have as many objects as gt_boxes in every sample, got \[1, 3\] and \[3, 1\]"
+    with pytest.raises(ValueError, match=message):
+        assign([3, 1], [1, 3])
+    with pytest.raises(ValueError, match=r"gt_labels must begin with \[B, G\] like gt_boxes, got "):
+        assign([4, 1], [1, 3])
+    if kind == "2d":
+        with pytest.raises(ValueError, match="gt_centers must have as many objects as gt_boxes"):
+            assign([1, 3], [1, 3], centers=(3, 0))
+
+
+def test_parts_of_the_ground_truth():
+    boxes, labels = (combine_data(part) for part in objects_3d([1, 3]))
+    check_same_objects(boxes=boxes, labels=labels, masks=None)
+    with pytest.raises(TypeError, match=r"^labels must be a RaggedBatch, got Tensor$"):
+        check_same_objects(boxes=boxes, labels=labels.tensor)
+
+
+@pytest.mark.parametrize("pad_shape", [None, (5,), (1, 2, 3), 7])
+def test_pad_shape(pad_shape):
+    logits, codes = predictions()
+    with pytest.raises(ValueError, match="pad_shape must be height and width, got "):
+        HungarianMatcher2D().match_cost(
+            logits, codes[:, :4], codes[:, :2], torch.rand(2, 4), torch.tensor([0, 1]), torch.rand(2, 2), pad_shape
+        )

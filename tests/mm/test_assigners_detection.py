@@ -248,6 +248,48 @@ def test_scopes_of_inherited_configs_are_ignored():
     assert ours(costs).matcher == ours([FOCAL, L1]).matcher
 
 
+def test_ground_truth_that_does_not_fit_together():
+    """Nobody would see it in the pairs."""
+    g = torch.Generator().manual_seed(0)
+    scores, boxes = torch.randn(2, 7, NUM_CLASSES, generator=g), torch.rand(2, 7, 4, generator=g)
+
+    def parts(box_sizes, label_sizes):
+        gt_labels = combine_data([torch.zeros(n, dtype=torch.long) for n in label_sizes])
+        return scores, boxes, combine_data([torch.rand(n, 4) for n in box_sizes]), gt_labels
+
+    with pytest.raises(ValueError, match=r"gt_boxes must have as many objects as gt_labels .* \[1, 3\] and \[3, 1\]"):
+        ours([FOCAL, L1]).assign_batch(*parts([1, 3], [3, 1]), (90, 120))
+    with pytest.raises(
+        ValueError, match=r"gt_boxes must begin with \[B, G\] like gt_labels, got \(2, 3\) and \(2, 2\)"
+    ):
+        ours([FOCAL, L1]).assign_batch(*parts([1, 3], [1, 2]), (90, 120))
+    with pytest.raises(TypeError, match="gt_labels must be a RaggedBatch, got Tensor"):
+        ours([FOCAL]).assign_batch(scores, boxes, None, torch.zeros(2, 3, dtype=torch.long))
+
+
+def test_shapes_of_images():
+    preds, truth, _ = image(3, (90, 120))
+    scores, boxes = preds.scores.expand(2, -1, -1), preds.bboxes.expand(2, -1, -1)
+    gt_boxes, gt_labels = (combine_data([part, part]) for part in (truth.bboxes, truth.labels))
+
+    def assign(img_shape):
+        return ours([FOCAL, L1]).assign_batch(scores, boxes, gt_boxes, gt_labels, img_shape).pred_of_gt
+
+    expected = assign([(90, 120), (64, 96)])
+    for same in (
+        np.array([[90, 120], [64, 96]]),
+        [np.array([90, 120]), np.array([64, 96])],
+        [[90, 120, 3], [64, 96, 3]],
+    ):
+        assert torch.equal(assign(same), expected)
+    assert torch.equal(assign((90, 120, 3)), assign(np.array([90, 120])))
+    with pytest.raises(ValueError, match="img_shape must be one for all images or one for each of 2, got 3"):
+        assign([(90, 120)] * 3)
+    for wrong in ([], [90]):
+        with pytest.raises(ValueError, match="img_shape must be height and width of the image, got "):
+            assign(wrong)
+
+
 def test_wrong_input():
     preds, truth, meta = image(3, (90, 120))
     with pytest.raises(ValueError, match="solver must be one of"):
@@ -284,7 +326,7 @@ def test_infinite_boxes_are_left_out_as_in_mmdet():
     preds.bboxes[:, 2] = float("inf")
     with pytest.raises(ValueError, match="infeasible"):
         stock([FOCAL, L1]).assign(preds, truth, img_meta=meta)
-    with pytest.raises(ValueError, match="leave an object without a prediction"):
+    with pytest.raises(ValueError, match="leave objects, or predictions where these are fewer, without a pair"):
         ours([FOCAL, L1]).assign(preds, truth, img_meta=meta)
 
 

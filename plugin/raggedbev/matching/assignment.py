@@ -7,14 +7,14 @@ the costs, without a host read; where it is not compiled, SciPy takes all proble
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, cast, overload
+from typing import Literal, NamedTuple, cast, overload
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from raggedbev._extension import COMPILED, add_batch_dim, load_operator
+from raggedbev._extension import COMPILED, add_batch_dim, define_operator, load_operator
 from raggedbev.ragged.batch import RaggedBatch
 from raggedbev.ragged.ops import batched_indexing_access, get_indices_from_mask
 
@@ -147,8 +147,8 @@ def linear_assignment(
             NaN or -inf gets -1 throughout and status 2. 'last_resort': such edges count as worse than every finite
             assignment, so the problem is always solved; status still reports what was met.
         duals: return dual variables, too (native solver only).
-        check: raise for a problem without a solution; reads the device. With 'last_resort' there is none, whatever
-            `status` reports.
+        check: raise for a problem without a solution; reads the device, so not under torch.compile or torch.vmap. With
+            'last_resort' there is none, whatever `status` reports.
         minima: [..., G, ceil(P / 64)] smallest cost of every 64 predictions, as `raggedbev.matching.match_cost` returns
             them: the native solver need not look for them. They must be those of `cost`; a RaggedBatch has none.
 
@@ -176,6 +176,8 @@ def linear_assignment(
         _check_minima(minima, cost)
     if cost.requires_grad:
         cost = cost.detach()
+    if cost.layout != torch.strided:
+        raise ValueError(f"cost must be a dense tensor, got {cost.layout}")
     solve = _solve_on_host if solver == "scipy" else _solve
     results = solve(cost, num_gt, minima, nonfinite == "last_resort", duals)
     if check and nonfinite == "report":
@@ -263,7 +265,7 @@ def _to_host(cost: Tensor, num_gt: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if cost.dtype not in (torch.float32, torch.float64):
         cost = cost.float()
     if cost.device.type == "cpu":
-        return cost.detach().numpy(), num_gt.long().numpy()
+        return cost.detach().resolve_neg().numpy(), num_gt.long().resolve_neg().numpy()
     entries = cost.shape[1] * cost.shape[2]
     packed = torch.cat([cost.reshape(-1, entries), num_gt.unsqueeze(1).to(cost.dtype)], dim=1)
     host = packed.cpu().numpy()
@@ -323,36 +325,18 @@ def _summable(matrix: np.ndarray) -> np.ndarray:
 
 def _raise_status(status: Tensor) -> None:
     """ValueError for the first problem without a solution."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(status):
+        raise ValueError("check=True reads the result, which torch.compile and torch.vmap do not allow")
     values = status.flatten().tolist()
     if not any(values):
         return
     index = next(number for number, value in enumerate(values) if value)
     reason = (
-        "the forbidden (+inf) edges leave an object without a prediction"
+        "the forbidden (+inf) edges leave objects, or predictions where these are fewer, without a pair"
         if values[index] == INFEASIBLE
         else "the costs contain NaN or -inf"
     )
     raise ValueError(f"assignment problem {index} has no solution: {reason}")
-
-
-class _OnHost(torch.autograd.Function):
-    """`_solve_with_scipy` that `torch.vmap` can map."""
-
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return _solve_with_scipy(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, _inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.mark_non_differentiable(*output)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        return add_batch_dim(_solve_on_host)(info, in_dims, *args)
-
-
-def _solve_on_host(*args: Any) -> tuple[Tensor, ...]:
-    return _OnHost.apply(*args)
 
 
 def _solve_fake(
@@ -368,4 +352,11 @@ def _solve_fake(
     )
 
 
+_solve_on_host = define_operator(
+    "linear_assignment_on_host(Tensor cost, Tensor? num_gt, Tensor? minima, bool last_resort, bool duals) "
+    "-> (Tensor pred_of_gt, Tensor gt_of_pred, Tensor status, Tensor dual_of_gt, Tensor dual_of_pred)",
+    _solve_with_scipy,
+    fake=_solve_fake,
+    vmap=add_batch_dim,
+)
 _solve = load_operator("linear_assignment", fallback=_solve_on_host, fake=_solve_fake, vmap=add_batch_dim)

@@ -30,7 +30,7 @@ def centers_in_range(boxes: Tensor, pc_range: Sequence[float]) -> Tensor:
         ValueError: `pc_range` is not six numbers, or the highest x or y is not above the lowest.
     """
     values = [float(value) for value in pc_range]
-    if len(values) != 6 or values[0] >= values[3] or values[1] >= values[4]:
+    if len(values) != 6 or not (values[0] < values[3] and values[1] < values[4]):
         raise ValueError(f"the point cloud range must be six numbers, lowest x, y, z first, got {list(pc_range)}")
     low_x, low_y, _, high_x, high_y, _ = values
     x, y = boxes.detach()[..., :2].unbind(-1)

@@ -23,7 +23,37 @@ from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
 from raggedbev.profiling.stages import stage
 from raggedbev.ragged.batch import RaggedBatch
 
-__all__ = ["HungarianMatcher2D", "HungarianMatcher3D"]
+__all__ = ["HungarianMatcher2D", "HungarianMatcher3D", "check_same_objects"]
+
+
+def check_same_objects(**parts: RaggedBatch | None) -> None:
+    """Raise unless all parts of the ground truth [B, G, ...] have the same numbers of objects; None is left out.
+
+    Numbers that only an accelerator knows are not compared (but with `RAGGEDBEV_DEBUG=1`): that waits for the device.
+
+    Raises:
+        TypeError: a part is no RaggedBatch.
+        ValueError: numbers of samples, of objects, or the room for them differ.
+    """
+    given = {name: part for name, part in parts.items() if part is not None}
+    for name, part in given.items():
+        if not isinstance(part, RaggedBatch):
+            raise TypeError(f"{name} must be a RaggedBatch, got {type(part).__name__}")
+    (first_name, first), *others = given.items()
+    for name, part in others:
+        if part.shape[:2] != first.shape[:2]:
+            raise ValueError(
+                f"{name} must begin with [B, G] like {first_name}, "
+                f"got {tuple(part.shape[:2])} and {tuple(first.shape[:2])}"
+            )
+        if part.layout is first.layout:
+            continue
+        sizes, wanted = part.layout.host_sizes(), first.layout.host_sizes()
+        if sizes is not None and wanted is not None and list(sizes) != list(wanted):
+            raise ValueError(
+                f"{name} must have as many objects as {first_name} in every sample, "
+                f"got {list(sizes)} and {list(wanted)}"
+            )
 
 
 class _Matcher:
@@ -68,7 +98,17 @@ class HungarianMatcher3D(_Matcher):
         check_solver(self.solver)
 
     def encode(self, boxes: Tensor) -> Tensor:
-        """Ground truth [..., 9] as the head regresses it [..., 10], see `normalize_box3d`."""
+        """Ground truth as the head regresses it.
+
+        Args:
+            boxes: [..., 9], see `normalize_box3d`.
+
+        Returns:
+            [..., 10].
+
+        Raises:
+            ValueError: another number of columns.
+        """
         return costs.normalize_box3d(boxes)
 
     @torch.no_grad()
@@ -95,6 +135,9 @@ class HungarianMatcher3D(_Matcher):
 
         Returns:
             [..., G, P], finite.
+
+        Raises:
+            ValueError: shapes, or the number of `code_weights`, do not fit.
         """
         box_preds = widened(box_preds)
         targets = self.encode(gt_boxes.to(box_preds.dtype))
@@ -126,7 +169,15 @@ class HungarianMatcher3D(_Matcher):
             gt_labels: [B, G] int64.
             code_weights: [10] factor of each box coordinate.
             with_velo: whether velocity counts.
+
+        Returns:
+            The assignment [..., B].
+
+        Raises:
+            TypeError: the ground truth is no RaggedBatch.
+            ValueError: shapes or numbers of objects do not fit.
         """
+        check_same_objects(gt_boxes=gt_boxes, gt_labels=gt_labels)
         with stage("cost"):
             cost = self.match_cost(
                 cls_logits,
@@ -195,7 +246,12 @@ class HungarianMatcher2D(_Matcher):
 
         Returns:
             [..., G, P], finite.
+
+        Raises:
+            ValueError: shapes or `pad_shape` do not fit.
         """
+        if not isinstance(pad_shape, Sequence) or len(pad_shape) != 2:
+            raise ValueError(f"pad_shape must be height and width, got {pad_shape!r}")
         box_preds = widened(box_preds)
         size = costs.row_tensor((pad_shape[1], pad_shape[0]), box_preds)
         gt_boxes, gt_centers = gt_boxes.to(box_preds.dtype), gt_centers.to(box_preds.dtype)
@@ -219,7 +275,25 @@ class HungarianMatcher2D(_Matcher):
         gt_centers: RaggedBatch,
         pad_shape: tuple[int, int],
     ) -> LinearAssignment:
-        """Assignment of every image: predictions [..., I, P, .], ground truth [I, G, .]; arguments as in `cost`."""
+        """Assignment of every leading index and image.
+
+        Args:
+            cls_logits: [..., I, P, C] logits.
+            box_preds: [..., I, P, 4] centre and size in units of the padded image.
+            center_preds: [..., I, P, 2] in units of the padded image.
+            gt_boxes: [I, G, 4] corners in pixels.
+            gt_labels: [I, G] int64.
+            gt_centers: [I, G, 2] pixels.
+            pad_shape: height and width of the padded image in pixels.
+
+        Returns:
+            The assignment [..., I].
+
+        Raises:
+            TypeError: the ground truth is no RaggedBatch.
+            ValueError: shapes or numbers of objects do not fit.
+        """
+        check_same_objects(gt_boxes=gt_boxes, gt_labels=gt_labels, gt_centers=gt_centers)
         ground_truth = (gt_boxes.tensor, gt_labels.tensor, gt_centers.tensor)
         with stage("cost"):
             cost = self.match_cost(cls_logits, box_preds, center_preds, *ground_truth, pad_shape, gt_boxes.sample_sizes)

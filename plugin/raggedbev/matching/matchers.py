@@ -23,7 +23,7 @@ from raggedbev.matching.box_codes import BOX_CODES, encode_box3d
 from raggedbev.matching.cost_terms import BoxL1Term, ClassTerm, CostTerm, IoUTerm, MatchInputs, fields_read
 from raggedbev.matching.costs import ClassCost, row_tensor, widened, xyxy_to_cxcywh
 from raggedbev.matching.fused import L1Term, MatchCost, OverlapTerm, match_cost
-from raggedbev.matching.hungarian import HungarianMatcher3D
+from raggedbev.matching.hungarian import HungarianMatcher3D, check_same_objects
 from raggedbev.matching.overlaps import box3d_iou
 from raggedbev.profiling.stages import stage
 from raggedbev.ragged.batch import RaggedBatch
@@ -115,12 +115,34 @@ class TermMatcher:
         return self._cost(inputs, num_gt)[0]
 
     def match(self, inputs: MatchInputs) -> Tensor:
-        """Object of each prediction of one sample [P] int64, -1 for background; ValueError where there is none."""
+        """Assignment of one sample.
+
+        Args:
+            inputs: its predictions and objects, without leading dimensions.
+
+        Returns:
+            Object of each prediction [P] int64, -1 for background.
+
+        Raises:
+            ValueError: costs with NaN or -inf, or +inf that leaves an object without a prediction; or something that a
+                term reads is missing.
+        """
         cost, minima = self._cost(inputs, None)
         return linear_assignment(cost, solver=self.solver, check=True, minima=minima).gt_of_pred
 
     def assign_batch(self, inputs: MatchInputs, num_gt: Tensor) -> LinearAssignment:
-        """Assignment of every leading index: inputs [..., B, ., .], objects per sample [B]."""
+        """Assignment of every leading index and sample.
+
+        Args:
+            inputs: predictions [..., B, P, .], padded ground truth [B, G, .].
+            num_gt: [B] int32 or int64, objects per sample.
+
+        Returns:
+            The assignment [..., B]; a problem whose costs contain NaN or -inf has no pairs and status 2.
+
+        Raises:
+            ValueError: shapes do not fit, or something that a term reads is missing.
+        """
         with stage("cost"):
             cost, minima = self._cost(inputs, num_gt)
         with stage("matching"):
@@ -178,6 +200,9 @@ class BoxCodeMatcher3D(HungarianMatcher3D):
 
         Returns:
             [..., G, P].
+
+        Raises:
+            ValueError: shapes, columns or the number of `code_weights` do not fit.
         """
         box_preds = widened(box_preds)
         targets = self.encode(gt_boxes.to(box_preds.dtype))
@@ -269,6 +294,12 @@ class TransFusionMatcher3D:
             gt_labels: [..., G] int64.
             pc_range: lowest x, y, z and highest x, y, z (m), host numbers.
             num_gt: [...] objects per sample; none: G.
+
+        Returns:
+            Both [..., G, P].
+
+        Raises:
+            ValueError: shapes or `pc_range` do not fit.
         """
         boxes = widened(boxes)
         gt_boxes = gt_boxes.to(boxes.dtype)
@@ -289,7 +320,21 @@ class TransFusionMatcher3D:
     def match(
         self, cls_logits: Tensor, boxes: Tensor, gt_boxes: Tensor, gt_labels: Tensor, pc_range: Sequence[float]
     ) -> tuple[Tensor, Tensor]:
-        """Object of each prediction of one sample [P] int64, -1 for background, and `max_overlaps` [P]."""
+        """Assignment of one sample.
+
+        Args:
+            cls_logits: [P, C] logits.
+            boxes: [P, 7 or more] decoded boxes.
+            gt_boxes: [G, 7 or more] ground truth.
+            gt_labels: [G] int64.
+            pc_range: lowest x, y, z and highest x, y, z (m), host numbers.
+
+        Returns:
+            Object of each prediction [P] int64, -1 for background, and 3D IoU of each with its object [P].
+
+        Raises:
+            ValueError: shapes or `pc_range` do not fit, or the costs contain NaN or infinities.
+        """
         cost, overlaps = self.cost_and_overlaps(cls_logits, boxes, gt_boxes, gt_labels, pc_range)
         gt_of_pred = linear_assignment(cost.cost, solver=self.solver, check=True, minima=cost.minima).gt_of_pred
         return gt_of_pred, _overlaps_of_pairs(overlaps, gt_of_pred)
@@ -302,7 +347,23 @@ class TransFusionMatcher3D:
         gt_labels: RaggedBatch,
         pc_range: Sequence[float],
     ) -> OverlapAssignment:
-        """Assignment of every leading index and sample; arguments as in `cost_and_overlaps`, ground truth [B, G, .]."""
+        """Assignment of every leading index and sample.
+
+        Args:
+            cls_logits: [..., B, P, C] logits.
+            boxes: [..., B, P, 7 or more] decoded boxes.
+            gt_boxes: [B, G, 7 or more] ground truth.
+            gt_labels: [B, G] int64.
+            pc_range: lowest x, y, z and highest x, y, z (m), host numbers.
+
+        Returns:
+            The assignment [..., B], and the overlaps of its pairs.
+
+        Raises:
+            TypeError: the ground truth is no RaggedBatch.
+            ValueError: shapes, `pc_range` or numbers of objects do not fit.
+        """
+        check_same_objects(gt_boxes=gt_boxes, gt_labels=gt_labels)
         with stage("cost"):
             cost, overlaps = self.cost_and_overlaps(
                 cls_logits, boxes, gt_boxes.tensor, gt_labels.tensor, pc_range, gt_boxes.sample_sizes

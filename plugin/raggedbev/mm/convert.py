@@ -5,7 +5,7 @@ A type that is not implemented, and a key that would change nothing, raise a Val
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -201,7 +201,7 @@ def matcher_3d(
 
 def _check_range(pc_range: Sequence[float]) -> None:
     """Six numbers, the lowest x, y, z below the highest: 3D matching needs no more of them."""
-    values = list(pc_range)
+    values = list(pc_range) if isinstance(pc_range, Iterable) else [pc_range]
     numbers = len(values) == 6 and all(isinstance(value, Real) for value in values)
     if not numbers or not all(low < high for low, high in zip(values[:3], values[3:], strict=True)):
         raise ValueError(f"pc_range must be six numbers, lowest x, y, z, then highest x, y, z, got {values}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.models.task_modules.assigners import AssignResult, BaseAssigner
 from mmdet.registry import TASK_UTILS as MMDET_TASK_UTILS
@@ -16,6 +17,7 @@ from torch import Tensor
 from raggedbev.matching import LinearAssignment
 from raggedbev.matching.cost_terms import MatchInputs
 from raggedbev.matching.costs import row_tensor
+from raggedbev.matching.hungarian import check_same_objects
 from raggedbev.mm.assigners.result import assign_result
 from raggedbev.mm.convert import term_matcher
 from raggedbev.ragged.batch import RaggedBatch
@@ -33,9 +35,12 @@ def _image_size(img_shape: Tensor | Sequence[Any] | None, like: Tensor) -> Tenso
         return None
     if isinstance(img_shape, Tensor):
         return img_shape.to(like).flip(-1)
-    if isinstance(img_shape[0], Sequence):
-        return torch.stack([row_tensor((shape[1], shape[0]), like) for shape in img_shape])
-    return row_tensor((img_shape[1], img_shape[0]), like)
+    shapes = list(img_shape)
+    if shapes and all(isinstance(shape, Sequence | np.ndarray) for shape in shapes):
+        return torch.stack([row_tensor((width, height), like) for height, width, *_ in shapes])
+    if len(shapes) < 2:
+        raise ValueError(f"img_shape must be height and width of the image, got {img_shape!r}")
+    return row_tensor((shapes[1], shapes[0]), like)
 
 
 def _points(masks: Tensor | BaseInstanceMasks, device: torch.device) -> Tensor:
@@ -135,13 +140,23 @@ class BatchedHungarianAssigner(BaseAssigner):
 
         Returns:
             The assignment [..., B]; a problem whose costs contain NaN or -inf has no pairs and status 2.
+
+        Raises:
+            TypeError: ground truth is no RaggedBatch.
+            ValueError: shapes or numbers of objects do not fit, or something that a cost needs is missing.
         """
+        check_same_objects(gt_labels=gt_labels, gt_boxes=gt_boxes, gt_masks=gt_masks)
+        image_size = None if boxes is None else _image_size(img_shape, boxes)
+        if image_size is not None and image_size.dim() > 1 and len(image_size) != boxes.shape[-3]:
+            raise ValueError(
+                f"img_shape must be one for all images or one for each of {boxes.shape[-3]}, got {len(image_size)}"
+            )
         inputs = MatchInputs(
             cls_logits=cls_logits,
             gt_labels=gt_labels.tensor,
             boxes=boxes,
             gt_boxes=None if gt_boxes is None else gt_boxes.tensor,
-            image_size=None if boxes is None else _image_size(img_shape, boxes),
+            image_size=image_size,
             masks=masks,
             gt_masks=None if gt_masks is None else gt_masks.tensor,
         )
