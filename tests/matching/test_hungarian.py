@@ -117,10 +117,17 @@ def test_parts_of_the_ground_truth():
         check_same_objects(boxes=boxes, labels=labels.tensor)
 
 
-@pytest.mark.parametrize("pad_shape", [None, (5,), (1, 2, 3), 7])
-def test_pad_shape(pad_shape):
+def test_pad_shape():
+    """Height and width first, as mmdet has it with the channels behind."""
     logits, codes = predictions()
-    with pytest.raises(ValueError, match="pad_shape must be height and width, got "):
-        HungarianMatcher2D().match_cost(
-            logits, codes[:, :4], codes[:, :2], torch.rand(2, 4), torch.tensor([0, 1]), torch.rand(2, 2), pad_shape
-        )
+
+    def cost(pad_shape):
+        gt = torch.rand(2, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1]), torch.zeros(2, 2)
+        return HungarianMatcher2D().cost(logits, codes[:, :4], codes[:, :2], *gt, pad_shape)
+
+    for same in ((64, 96, 3), torch.tensor([64, 96]), torch.Size([64, 96])):
+        assert torch.equal(cost(same), cost((64, 96)))
+    assert not torch.equal(cost((96, 64)), cost((64, 96)))
+    for wrong in (None, (5,), 7):
+        with pytest.raises(ValueError, match="pad_shape must be height and width, got "):
+            cost(wrong)

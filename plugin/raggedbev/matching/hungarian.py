@@ -250,10 +250,12 @@ class HungarianMatcher2D(_Matcher):
         Raises:
             ValueError: shapes or `pad_shape` do not fit.
         """
-        if not isinstance(pad_shape, Sequence) or len(pad_shape) != 2:
-            raise ValueError(f"pad_shape must be height and width, got {pad_shape!r}")
+        try:
+            height, width = pad_shape[0], pad_shape[1]
+        except (TypeError, IndexError):
+            raise ValueError(f"pad_shape must be height and width, got {pad_shape!r}") from None
         box_preds = widened(box_preds)
-        size = costs.row_tensor((pad_shape[1], pad_shape[0]), box_preds)
+        size = costs.row_tensor((width, height), box_preds)
         gt_boxes, gt_centers = gt_boxes.to(box_preds.dtype), gt_centers.to(box_preds.dtype)
         in_image = gt_boxes / torch.cat([size, size])
         if self.box_format == "xywh":
