@@ -34,4 +34,6 @@ def test_flags(monkeypatch, given, added):
     monkeypatch.chdir(SETUP.parent)
     runpy.run_path(str(SETUP))
     (extension,) = asked["ext_modules"]
-    assert [flag for flag in extension.extra_compile_args["cxx"] if flag[:2] in ("-O", "-g")] == added
+    flags = extension.extra_compile_args["cxx"]
+    assert [flag for flag in flags if flag[:2] in ("-O", "-g")] == added
+    assert "-fno-wrapv" in flags  # whatever the interpreter was compiled with

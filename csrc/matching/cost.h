@@ -87,32 +87,40 @@ RAGGEDBEV_INLINE Corners<T> corners_of(const T* box, T width, T height) {
           (box[1] + half_height) * height};
 }
 
-// Larger or smaller of two, NaN if one is.
+// The value, or the bound if that is larger or smaller. A value that is NaN stays; the bound must not be.
 template <typename T>
-RAGGEDBEV_INLINE T larger(T a, T b) {
-  return a > b || a != a ? a : b;
+RAGGEDBEV_INLINE T at_least(T value, T bound) {
+  return bound > value ? bound : value;
 }
 
 template <typename T>
-RAGGEDBEV_INLINE T smaller(T a, T b) {
-  return a < b || a != a ? a : b;
+RAGGEDBEV_INLINE T at_most(T value, T bound) {
+  return bound < value ? bound : value;
 }
 
-// IoU, or GIoU (Rezatofighi et al. 2019); union and enclosing area are at least 1e-6 square pixels.
+// IoU, or GIoU (Rezatofighi et al. 2019), of a box with one that has no NaN; union and enclosing area are at least 1e-6
+// square pixels.
 template <bool Giou, typename T>
 RAGGEDBEV_INLINE T overlap_of(const Corners<T>& a, const Corners<T>& b) {
   const T least = static_cast<T>(1e-6);
-  const T width = larger(smaller(a.x1, b.x1) - larger(a.x0, b.x0), T{0});
-  const T height = larger(smaller(a.y1, b.y1) - larger(a.y0, b.y0), T{0});
+  const T width = at_least(at_most(a.x1, b.x1) - at_least(a.x0, b.x0), T{0});
+  const T height = at_least(at_most(a.y1, b.y1) - at_least(a.y0, b.y0), T{0});
   const T both = width * height;
   const T areas = (a.x1 - a.x0) * (a.y1 - a.y0) + (b.x1 - b.x0) * (b.y1 - b.y0);
-  const T either = larger(areas - both, least);
+  const T either = at_least(areas - both, least);
   const T iou = both / either;
   if (!Giou) return iou;
-  const T around_x = larger(larger(a.x1, b.x1) - smaller(a.x0, b.x0), T{0});
-  const T around_y = larger(larger(a.y1, b.y1) - smaller(a.y0, b.y0), T{0});
-  const T around = larger(around_x * around_y, least);
+  const T around_x = at_least(at_least(a.x1, b.x1) - at_most(a.x0, b.x0), T{0});
+  const T around_y = at_least(at_least(a.y1, b.y1) - at_most(a.y0, b.y0), T{0});
+  const T around = at_least(around_x * around_y, least);
   return iou - (around - either) / around;
+}
+
+// The weight of overlaps with a box: NaN if the box has one.
+template <typename T>
+RAGGEDBEV_INLINE T weight_with(const Corners<T>& box, T weight) {
+  const bool is_nan = box.x0 != box.x0 || box.y0 != box.y0 || box.x1 != box.x1 || box.y1 != box.y1;
+  return is_nan ? infinity<T>() - infinity<T>() : weight;
 }
 
 template <typename T>
@@ -267,7 +275,8 @@ struct CostTask {
       for (int r = 0; r < kRowsPerTask; ++r) {
         const T* gt = static_cast<const T*>(p.gt_boxes) + row_of(at, r) * 4;
         const Corners<T> target{gt[0], gt[1], gt[2], gt[3]};
-        tile.of[r][c] -= weight * (p.giou ? overlap_of<true>(own, target) : overlap_of<false>(own, target));
+        tile.of[r][c] -=
+            weight_with(target, weight) * (p.giou ? overlap_of<true>(own, target) : overlap_of<false>(own, target));
       }
     }
   }

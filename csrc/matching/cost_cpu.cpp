@@ -279,8 +279,9 @@ class Strips {
     }
     if (p_.boxes != nullptr) {
       const T* box = static_cast<const T*>(p_.gt_boxes) + gt * 4;
-      add_overlaps(corners_.data(), {box[0], box[1], box[2], box[3]}, static_cast<T>(p_.overlap_weight), p_.giou, sums,
-                   sums_.data(), count);
+      const Corners<T> target{box[0], box[1], box[2], box[3]};
+      const T weight = weight_with(target, static_cast<T>(p_.overlap_weight));
+      add_overlaps(corners_.data(), target, weight, p_.giou, sums, sums_.data(), count);
       sums = sums_.data();
     }
     turn_targets(gt);
