@@ -86,8 +86,8 @@ def extension_arguments() -> dict[str, object]:
     debugging = [] if any(flag.startswith("-g") for flag in given) else ["-g0"]
     # Nobody reads floating-point exceptions or errno, and without them more loops become SIMD.
     simd = ["-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno"]
-    # Python's own flags make overflow of integers defined. Then indices i + j of an int may come to no neighbours, loops
-    # over them read entry by entry, and sanitizers look for no overflow.
+    # Python's own flags define overflow of integers. Then indices i + j of ints need not be neighbours, loops over them
+    # read entry by entry, and sanitizers look for no overflow.
     simd.append("-fno-wrapv")
     cxx_flags = ["-Wall", *simd, *openmp, *optimization, *debugging]
     cuda = with_cuda()
