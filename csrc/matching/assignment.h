@@ -153,7 +153,7 @@ RAGGEDBEV_KERNEL Clamped<Cost> clamp_of(const Ops& ops, const Cost* cost, int nu
   double outlier = all.magnitude();
   Span span = others;
   if (!(outlier > weight * unit_of(others))) outlier = infinity<double>(), span = all;
-  const double scale = span.magnitude() > 1e200 ? 7.458340731200207e-155 : 1;  // 2^-512
+  const double scale = span.magnitude() > kHuge ? 7.458340731200207e-155 : 1;  // 2^-512
   const double huge = weight * (unit_of(span) * scale);
   double low = all.low == -outlier ? -huge : span.low * scale;
   double high = all.high == outlier ? huge : span.high * scale;
@@ -216,7 +216,7 @@ RAGGEDBEV_KERNEL void solve_problem(const Ops& ops, const AssignmentParams& p, i
     Clamped<Cost> access{};
     if (clamped || (status == kSolved && search.was_long())) {
       access = clamp_of(ops, cost, problem.num_rows, problem.num_cols);
-      clamped = clamped || access.changes_finite();
+      clamped = clamped || access.scale != 1 || (access.has_outlier() && search.reaches(access.outlier));
     }
     if (clamped) {
       status = solve_clamped(ops, p, number, problem, cost, memory, access, status);

@@ -27,6 +27,7 @@ constexpr int kKept = 8;                            // smallest free columns of 
 constexpr int kMostFound = 32;                      // of those that a look at the row finds
 constexpr int64_t kMostColumns = int64_t{1} << 30;  // so that an int counts them, and a step beyond
 constexpr double kLong = 1e6;                       // path lengths of this size have no digits below 1e-10
+constexpr double kHuge = 1e200;                     // larger ones may not be added up
 
 RAGGEDBEV_HOST_DEVICE inline int64_t num_blocks(int64_t num_cols) {
   return (num_cols + kBlock - 1) / kBlock;
@@ -80,7 +81,7 @@ struct Clamped {
   using Value = double;
   double scale, outlier, huge, forbidden;
 
-  RAGGEDBEV_HOST_DEVICE bool changes_finite() const { return scale != 1 || outlier < infinity<double>(); }
+  RAGGEDBEV_INLINE bool has_outlier() const { return outlier < infinity<double>(); }
 
   RAGGEDBEV_INLINE Value operator()(T cost) const {
     const double value = static_cast<double>(cost), magnitude = value < 0 ? -value : value;
@@ -90,7 +91,7 @@ struct Clamped {
 
   // A dual value is a multiple of `huge` and what other costs add up to.
   RAGGEDBEV_KERNEL double dual_of_cost(double dual) const {
-    const double multiple = outlier < infinity<double>() ? rint(dual / huge) : 0;
+    const double multiple = has_outlier() ? rint(dual / huge) : 0;
     return multiple == 0 ? dual / scale : fma(multiple, outlier, fma(-multiple, huge, dual) / scale);
   }
 };
@@ -228,9 +229,19 @@ class Search {
   // -1: none.
   RAGGEDBEV_KERNEL int column_of(int row) const { return w_.place[row] < 0 ? -1 : w_.column[w_.place[row]]; }
 
-  // Whether a path was so long, by itself or beside another, that digits of its costs may have been lost: there may be
-  // a better assignment.
-  RAGGEDBEV_KERNEL bool was_long() const { return was_long_ || longest_ > kLong * shortest_; }
+  // Whether a path was so long, by itself or beside another, that digits of its costs may have been lost to the largest
+  // of all costs: there may be a better assignment. Not where a look at one row finds a cost that is in none of them.
+  RAGGEDBEV_KERNEL bool was_long() const {
+    if (!(longest_ >= kLong || longest_ > kLong * shortest_)) return was_huge_;
+    const auto is_beyond = [&](int j) {
+      const double cost = static_cast<double>(access_(cost_row(0)[j]));
+      return is_finite(cost) && !reaches(cost < 0 ? -cost : cost);
+    };
+    return was_huge_ || ops_.first(num_cols_, is_beyond) == num_cols_;
+  }
+
+  // Whether a path may have a cost of that magnitude.
+  RAGGEDBEV_KERNEL bool reaches(double magnitude) const { return magnitude <= 2 * longest_; }
 
   RAGGEDBEV_KERNEL int num_matched() const { return num_matched_; }
   RAGGEDBEV_KERNEL int matched_column(int k) const { return w_.column[k]; }
@@ -253,9 +264,9 @@ class Search {
 
   RAGGEDBEV_KERNEL void note_length(double length) {
     const double magnitude = length < 0 ? -length : length;
-    was_long_ |= !(magnitude < kLong);
+    was_huge_ |= !(magnitude < kHuge);
     longest_ = magnitude > longest_ ? magnitude : longest_;
-    shortest_ = magnitude > 0 && magnitude < shortest_ ? magnitude : shortest_;
+    shortest_ = magnitude < shortest_ ? magnitude : shortest_;
   }
 
   // The row's smallest free column, and its lowest cost, NaN if a cost is NaN or -inf.
@@ -538,8 +549,8 @@ class Search {
   int num_rows_, num_cols_;
   Workspace<Value> w_;
   int num_matched_ = 0, num_open_ = 0;
-  bool has_bounds_ = false, was_long_ = false;
-  double longest_ = 0, shortest_ = infinity<double>();  // of all lengths but 0
+  bool has_bounds_ = false, was_huge_ = false;
+  double longest_ = 0, shortest_ = infinity<double>();  // magnitudes of all lengths
 };
 
 }  // namespace raggedbev::matching

@@ -124,10 +124,14 @@ def define_operator(
     Returns:
         The operator, which `torch.compile`, `torch.export` and `torch.vmap` take as a whole.
     """
-    qualified_name = f"{NAMESPACE}::{schema.partition('(')[0]}"
+    name = schema.partition("(")[0]
+    qualified_name = f"{NAMESPACE}::{name}"
+    operators = getattr(torch.ops, NAMESPACE)
+    if hasattr(operators, name):  # the module is loaded again
+        return getattr(operators, name).default
     _IN_PYTHON.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified_name, "CompositeExplicitAutograd", lib=_IN_PYTHON)(run)
-    operator = getattr(getattr(torch.ops, NAMESPACE), qualified_name.partition("::")[2]).default
+    operator = getattr(operators, name).default
     torch.library.register_fake(qualified_name, fake, lib=_IN_PYTHON)
     if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
         torch.library.register_vmap(qualified_name, vmap(operator), lib=_IN_PYTHON)

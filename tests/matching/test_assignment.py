@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -274,17 +276,36 @@ def test_compile_and_export(solver):
 
 
 @pytest.mark.parametrize("solver", ["auto", "scipy"])
-def test_check_where_nothing_can_be_read(solver):
-    cost = random_costs(2, 4, 6)
+def test_check_under_transforms(solver):
+    """Compiled code leaves its graph to read the result, and raises where it must."""
+    cost, forbidden = random_costs(2, 4, 6), torch.full((2, 4, 6), INF)
 
     def match(cost):
         return linear_assignment(cost, solver=solver, check=True).pred_of_gt
 
-    message = r"check=True reads the result, which torch\.compile and torch\.vmap do not allow"
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    def match_or_nothing(cost):
+        try:
+            return match(cost) + 0
+        except ValueError:
+            return torch.full((2, 4), -7)
+
+    with pytest.raises(ValueError, match=r"^check=True reads the result, which torch\.vmap does not allow$"):
         torch.vmap(match)(cost)
-    with pytest.raises(Exception, match=message):
-        torch.compile(match, fullgraph=True, backend="eager")(cost)
+    compiled = torch.compile(match_or_nothing, backend="eager")
+    assert torch.equal(compiled(cost), match(cost)) and (compiled(forbidden) == -7).all()
+
+
+def test_operator_of_scipy():
+    for shape in ((4, 6), (2, 4, 6), (0, 4, 6), (3, 0, 6)):
+        cost, num_gt = random_costs(*shape), torch.full(shape[:-2], shape[-2])
+        arguments = (cost, num_gt, None, False, False)
+        torch.library.opcheck(torch.ops.raggedbev.linear_assignment_on_host.default, arguments)
+
+
+def test_module_can_be_loaded_again():
+    code = "import importlib, raggedbev.matching.assignment as module; importlib.reload(module)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("solver", ["auto", "scipy"])

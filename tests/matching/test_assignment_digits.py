@@ -67,10 +67,28 @@ def test_the_unit_of_the_costs_does_not_matter(unit, sentinel, nonfinite, solver
     expected = linear_assignment(torch.where(cost.isinf(), 1e4, cost).double(), solver="scipy").pred_of_gt
     hopeless = cost[torch.arange(40), expected].isinf()
     assert hopeless.sum() == 7
-    found = linear_assignment(
-        torch.where(cost.isinf(), sentinel, cost * unit), solver=solver, nonfinite=nonfinite
-    ).pred_of_gt
+    cost = torch.where(cost.isinf(), sentinel, cost * unit)
+    found = linear_assignment(cost, solver=solver, nonfinite=nonfinite).pred_of_gt
     assert torch.equal(found[~hopeless], expected[~hopeless])
+    if solver == "native" and sentinel < INF:
+        check_duals(cost, linear_assignment(cost, duals=True))
+
+
+@pytest.mark.parametrize("solver", ["native", "scipy"])
+@pytest.mark.parametrize("unit", [1e-10, 1.0, 100.0, 1e10])
+@pytest.mark.parametrize("large, small", [(1e5, 1e-12), (1.0, 1e-17), (-1e5, 1e-12)])
+def test_small_costs_that_are_no_path_of_their_own(large, small, unit, solver):
+    """Every row's smallest cost is the large one or 0, so no path is as short as what is lost."""
+    cost = torch.tensor([[large, INF, INF], [INF, small, 0], [INF, 3 * small, small]], dtype=torch.float64) * unit
+    assert linear_assignment(cost, solver=solver).pred_of_gt.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("solver", ["native", "scipy"])
+def test_a_sentinel_beyond_float32(solver):
+    """What stands for a forbidden edge has no room in the costs' own type."""
+    cost = torch.tensor([[7e36, INF], [-7e36, INF], [3.4e38, INF]])
+    assert linear_assignment(cost, solver=solver).status == 1
+    assert (linear_assignment(cost, solver=solver, nonfinite="last_resort").gt_of_pred >= 0).all()
 
 
 @pytest.mark.parametrize("solver", ["native", "scipy"])

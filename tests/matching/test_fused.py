@@ -423,6 +423,9 @@ def test_wrong_shapes_of_distances_whatever_their_weight(monkeypatch, path, weig
             ValueError, match=rf"l1\[0\].{name} must have shape .* got \({targets[0] if name == 'targets' else 1}, "
         ):
             match_cost(logits, labels, ClassCost(), l1=[term])
+    good = L1Term(torch.zeros(5, 2), torch.zeros(3, 2), weight)
+    with pytest.raises(ValueError, match=rf"extra must have shape \(3, 5\){LEADING}\(2, 3, 5\)"):
+        match_cost(logits, labels, ClassCost(), l1=[good], extra=torch.zeros(2, 3, 5))
     with pytest.raises(ValueError, match="at most 4 L1 terms"):
         match_cost(logits, labels, ClassCost(), l1=[L1Term(torch.zeros(5, 2), torch.zeros(3, 2), weight)] * 5)
 
@@ -447,6 +450,7 @@ def test_any_eps(eps, dtype):
 @pytest.mark.parametrize("overlap, dims", [("giou", (8, 2)), (None, (4,))])
 def test_vmap(monkeypatch, overlap, dims, path):
     """Over batches with their own ground truth, over predictions alone, over factors, and over single samples."""
+    monkeypatch.setattr(fused, "_match_cost", getattr(fused, path))
     batches = [case(overlap=overlap, dims=dims, extra=True, seed=seed) for seed in range(3)]
     names = ("cls_logits", "labels", "num_gt", "extra")
 

@@ -112,9 +112,11 @@ def test_ground_truth_that_does_not_fit_together(kind):
 
 def test_parts_of_the_ground_truth():
     boxes, labels = (combine_data(part) for part in objects_3d([1, 3]))
-    check_same_objects(boxes=boxes, labels=labels, masks=None)
+    check_same_objects(boxes=boxes, labels=labels)
     with pytest.raises(TypeError, match=r"^labels must be a RaggedBatch, got Tensor$"):
         check_same_objects(boxes=boxes, labels=labels.tensor)
+    with pytest.raises(TypeError, match=r"^labels must be a RaggedBatch, got NoneType$"):
+        check_same_objects(boxes=boxes, labels=None)
 
 
 def test_pad_shape():

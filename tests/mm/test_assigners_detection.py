@@ -282,7 +282,8 @@ def test_shapes_of_images():
         [[90, 120, 3], [64, 96, 3]],
     ):
         assert torch.equal(assign(same), expected)
-    assert torch.equal(assign((90, 120, 3)), assign(np.array([90, 120])))
+    for same in (np.array([90, 120]), [(90, 120)], torch.tensor([[90, 120]])):
+        assert torch.equal(assign(same), assign((90, 120, 3)))
     with pytest.raises(ValueError, match="img_shape must be one for all images or one for each of 2, got 3"):
         assign([(90, 120)] * 3)
     for wrong in ([], [90]):

@@ -76,8 +76,8 @@ class LinearAssignmentWithDuals(NamedTuple):
         gt_of_pred: [..., P] int64.
         status: [...] int8.
         dual_of_gt: [..., G] float64; 0 on filler.
-        dual_of_pred: [..., P] float64; none is positive, and those of background are 0 (with more objects than
-            predictions the two change places).
+        dual_of_pred: [..., P] float64; none is positive but by rounding, and those of background are 0 (with more
+            objects than predictions the two change places).
     """
 
     pred_of_gt: Tensor
@@ -147,8 +147,8 @@ def linear_assignment(
             NaN or -inf gets -1 throughout and status 2. 'last_resort': such edges count as worse than every finite
             assignment, so the problem is always solved; status still reports what was met.
         duals: return dual variables, too (native solver only).
-        check: raise for a problem without a solution; reads the device, so not under torch.compile or torch.vmap. With
-            'last_resort' there is none, whatever `status` reports.
+        check: raise for a problem without a solution; reads the device, which torch.vmap does not allow and breaks the
+            graph of torch.compile. With 'last_resort' there is none, whatever `status` reports.
         minima: [..., G, ceil(P / 64)] smallest cost of every 64 predictions, as `raggedbev.matching.match_cost` returns
             them: the native solver need not look for them. They must be those of `cost`; a RaggedBatch has none.
 
@@ -257,7 +257,7 @@ def _solve_with_scipy(
     pred_of_gt, gt_of_pred, status = packed.split([num_rows, num_cols, 1], dim=-1)
     no_duals = cost.new_empty((*lead, 0), dtype=torch.double)
     status = status.squeeze(-1).to(torch.int8)
-    return pred_of_gt.contiguous(), gt_of_pred.contiguous(), status, no_duals, no_duals.clone()
+    return pred_of_gt.clone(), gt_of_pred.clone(), status, no_duals, no_duals.clone()
 
 
 def _to_host(cost: Tensor, num_gt: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -293,7 +293,7 @@ def _solve_one(matrix: np.ndarray, last_resort: bool) -> tuple[np.ndarray, np.nd
     invalid = bool((np.isnan(matrix) | np.isneginf(matrix)).any())
     if invalid and not last_resort:
         return np.empty(0, np.int64), np.empty(0, np.int64), INVALID
-    matrix = _summable(np.where(finite, matrix, 0.0))
+    matrix = _summable(np.where(finite, matrix, 0.0).astype(np.float64))
     rows, columns = linear_sum_assignment(_with_finite_sentinels(matrix, finite))
     allowed = finite[rows, columns]
     status = INVALID if invalid else OK if allowed.all() else INFEASIBLE
@@ -301,8 +301,8 @@ def _solve_one(matrix: np.ndarray, last_resort: bool) -> tuple[np.ndarray, np.nd
 
 
 def _with_finite_sentinels(matrix: np.ndarray, finite: np.ndarray) -> np.ndarray:
-    """Non-finite entries replaced by a cost that no sum of finite ones outweighs."""
-    values = matrix[finite].astype(np.float64) if finite.any() else np.zeros(1)
+    """Float64 costs whose entries that are not `finite` cost more than any sum of the others."""
+    values = matrix[finite] if finite.any() else np.zeros(1)
     worst, best = float(values.max()), float(values.min())
     unit = max(abs(worst), abs(best)) or 1.0
     return np.where(finite, matrix, worst + (min(matrix.shape) + 1) * (worst - best) + unit)
@@ -319,14 +319,14 @@ def _summable(matrix: np.ndarray) -> np.ndarray:
     outlier = magnitude == largest
     huge = 16.0 * (min(matrix.shape) + 1) * (float(magnitude.max(where=~outlier, initial=0.0)) or 1.0)
     if largest > huge:
-        return np.where(outlier, np.copysign(huge, matrix), matrix)
-    return matrix.astype(np.float64) * (2.0**-512 if largest > 1e200 else 1.0)
+        return np.where(outlier, np.copysign(huge, matrix, dtype=np.float64), matrix)
+    return matrix if largest <= 1e200 else matrix * 2.0**-512
 
 
 def _raise_status(status: Tensor) -> None:
     """ValueError for the first problem without a solution."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(status):
-        raise ValueError("check=True reads the result, which torch.compile and torch.vmap do not allow")
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(status):
+        raise ValueError("check=True reads the result, which torch.vmap does not allow")
     values = status.flatten().tolist()
     if not any(values):
         return

@@ -142,6 +142,8 @@ def match_cost(
 
     for i, term in enumerate(l1):
         if term.weight < 0:  # the operator multiplies coordinates by the weight
+            if extra is not None:
+                _check_shape("extra", extra, (*lead, labels.shape[-1], cls_logits.shape[-2]), 2)
             shape = (*lead, cls_logits.shape[-2]), (*gt_lead, labels.shape[-1])
             distance = _distance(f"l1[{i}].", data(term.preds), data(term.targets), term.factors, *shape)
             distance = distance.mul_(float(term.weight))

@@ -26,8 +26,8 @@ from raggedbev.ragged.batch import RaggedBatch
 __all__ = ["HungarianMatcher2D", "HungarianMatcher3D", "check_same_objects"]
 
 
-def check_same_objects(**parts: RaggedBatch | None) -> None:
-    """Raise unless all parts of the ground truth [B, G, ...] have the same numbers of objects; None is left out.
+def check_same_objects(**parts: RaggedBatch) -> None:
+    """Raise unless all parts of the ground truth [B, G, ...], one at least, have the same numbers of objects.
 
     Numbers that only an accelerator knows are not compared (but with `RAGGEDBEV_DEBUG=1`): that waits for the device.
 
@@ -35,11 +35,10 @@ def check_same_objects(**parts: RaggedBatch | None) -> None:
         TypeError: a part is no RaggedBatch.
         ValueError: numbers of samples, of objects, or the room for them differ.
     """
-    given = {name: part for name, part in parts.items() if part is not None}
-    for name, part in given.items():
+    for name, part in parts.items():
         if not isinstance(part, RaggedBatch):
             raise TypeError(f"{name} must be a RaggedBatch, got {type(part).__name__}")
-    (first_name, first), *others = given.items()
+    (first_name, first), *others = parts.items()
     for name, part in others:
         if part.shape[:2] != first.shape[:2]:
             raise ValueError(

@@ -145,9 +145,10 @@ class BatchedHungarianAssigner(BaseAssigner):
             TypeError: ground truth is no RaggedBatch.
             ValueError: shapes or numbers of objects do not fit, or something that a cost needs is missing.
         """
-        check_same_objects(gt_labels=gt_labels, gt_boxes=gt_boxes, gt_masks=gt_masks)
+        others = {"gt_boxes": gt_boxes, "gt_masks": gt_masks}
+        check_same_objects(gt_labels=gt_labels, **{name: part for name, part in others.items() if part is not None})
         image_size = None if boxes is None else _image_size(img_shape, boxes)
-        if image_size is not None and image_size.dim() > 1 and len(image_size) != boxes.shape[-3]:
+        if image_size is not None and image_size.dim() > 1 and len(image_size) not in (1, boxes.shape[-3]):
             raise ValueError(
                 f"img_shape must be one for all images or one for each of {boxes.shape[-3]}, got {len(image_size)}"
             )
