@@ -50,7 +50,8 @@ def compiled_operators() -> dict[str, tuple[str, ...]]:
     prefix = f"{_extension.NAMESPACE}::"
     names = sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return {name.removeprefix(prefix): tuple(key for key in DEVICES if has_kernel(name, key)) for name in names}
+    found = {name.removeprefix(prefix): tuple(key for key in DEVICES if has_kernel(name, key)) for name in names}
+    return {name: keys for name, keys in found.items() if keys}  # others are operators in Python
 
 
 def cuda_architectures() -> tuple[int, ...]:
