@@ -194,9 +194,7 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", type=int, default=[2, 8], help="images of a batch (default: 2 8)")
     parser.add_argument("--device", default="cpu", type=torch.device, help="cpu or cuda (default: cpu)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch on the CPU (default: %(default)s)")
-    parser.add_argument(
-        "--clock", choices=list(CLOCKS), default="wall", help="'process': time on the CPU, on busy ones"
-    )
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="'process': time on the CPU only")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each arm (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of what is drawn at random (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="write the report here")

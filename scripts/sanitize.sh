@@ -38,7 +38,7 @@ if not _C.__file__.startswith('$build'):
     raise SystemExit(f'the build with sanitizers must be tested, but {_C.__file__} was loaded')"
 # What traces rather than runs kernels is left out: slow here, and nothing new for the sanitizers.
 for twin in ${TWINS:-0 shuffle}; do
-  note "tests with RAGGEDBEV_HOST_TWIN=$twin (10 to 20 minutes)"
+  note "tests with RAGGEDBEV_HOST_TWIN=$twin (8 to 27 minutes)"
   RAGGEDBEV_HOST_TWIN=$twin "$python" -m pytest -p no:cacheprovider \
     tests/test_python_calls.py tests/ragged tests/heatmap tests/matching tests/losses \
     -k "not compile and not export and not opcheck and not inductor" "$@"

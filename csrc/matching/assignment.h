@@ -144,7 +144,7 @@ RAGGEDBEV_HOST_DEVICE inline double unit_of(const Span& span) {
 }
 
 // Costs that are too large for sums are scaled down. The largest magnitude is an outlier if it outweighs all others.
-// Nothing here depends on the unit of the costs.
+// What counts as one does not depend on the unit of the costs.
 template <typename Cost, typename Ops>
 RAGGEDBEV_KERNEL Clamped<Cost> clamp_of(const Ops& ops, const Cost* cost, int num_rows, int num_cols) {
   const Span all = span_of(ops, cost, num_rows, num_cols, infinity<double>());

@@ -265,7 +265,7 @@ def _to_host(cost: Tensor, num_gt: Tensor) -> tuple[np.ndarray, np.ndarray]:
     if cost.dtype not in (torch.float32, torch.float64):
         cost = cost.float()
     if cost.device.type == "cpu":
-        return cost.detach().resolve_neg().numpy(), num_gt.long().resolve_neg().numpy()
+        return cost.detach().resolve_neg().numpy(), num_gt.long().numpy()
     entries = cost.shape[1] * cost.shape[2]
     packed = torch.cat([cost.reshape(-1, entries), num_gt.unsqueeze(1).to(cost.dtype)], dim=1)
     host = packed.cpu().numpy()

@@ -125,10 +125,8 @@ def match_cost(
         labels = labels.expand(*lead, labels.shape[-1])
     if num_gt is None:
         num_gt = labels.new_full(gt_lead, labels.shape[-1])
-    if extra is not None and extra.shape[-2:] != (labels.shape[-1], cls_logits.shape[-2]):
-        raise ValueError(
-            f"extra must be [..., {labels.shape[-1]}, {cls_logits.shape[-2]}] like the costs, got {tuple(extra.shape)}"
-        )
+    if extra is not None:
+        _check_shape("extra", extra, (*lead, labels.shape[-1], cls_logits.shape[-2]), 2)
     is_double = any(
         tensor is not None and tensor.dtype == torch.float64
         for tensor in (cls_logits, extra, *[term.preds for term in l1])
@@ -142,8 +140,6 @@ def match_cost(
 
     for i, term in enumerate(l1):
         if term.weight < 0:  # the operator multiplies coordinates by the weight
-            if extra is not None:
-                _check_shape("extra", extra, (*lead, labels.shape[-1], cls_logits.shape[-2]), 2)
             shape = (*lead, cls_logits.shape[-2]), (*gt_lead, labels.shape[-1])
             distance = _distance(f"l1[{i}].", data(term.preds), data(term.targets), term.factors, *shape)
             distance = distance.mul_(float(term.weight))
@@ -285,7 +281,6 @@ def _match_cost_with_torch(
         mode = "giou" if giou else "iou"
         total = total + costs.iou_cost(pixels, gt_boxes, weight=overlap_weight, iou_mode=mode)
     if extra is not None:
-        _check_shape("extra", extra, (*lead, num_rows, num_preds), 2)
         total = total + extra * extra_weight
     if finite:
         total = costs.replace_nonfinite_(total)
